@@ -1,0 +1,43 @@
+# make is a convenience: every target is one or two plain commands, which the README gives too.
+PYTHON ?= python3
+BIN := .venv/bin
+ENV := .venv/installed
+
+# On two cores, threads of several processes wait for one another more than they work.
+TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: help env study test docs lab readme clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+env: $(ENV)  ## Make .venv with the tested versions of everything
+
+$(ENV): constraints.txt settings.ini setup.py
+	@echo "Making .venv with the tested versions (a minute or two) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+study: env  ## Run the whole study at scale tiny on photo patches: table and figures in results/
+	@echo "Running every row of Table 1 at scale tiny on photo patches (minutes on two cores) ..."
+	@mkdir -p results
+	$(BIN)/papermill nbs/study.ipynb results/study.ipynb --log-output --no-progress-bar
+	@echo; cat results/table1.md; echo; echo "Table, figures and a folder for each run are in results/."
+
+test: env  ## Run all tests: every notebook's, and the project's own
+	@echo "Running the tests of every notebook, then the project's own ..."
+	$(TEST_THREADS) $(BIN)/nbdev_test --n_workers 2 --timing
+	$(BIN)/python -m pytest -q tests
+
+docs: env  ## Render the documentation site to _docs/ (with Quarto if there is one, else in pure Python)
+	$(BIN)/python tools/docs.py
+
+readme: env  ## Write README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+lab: env  ## Open JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:  ## Remove what was built: the site and its cache (never results/ or data/)
+	rm -rf _docs _proc build *.egg-info

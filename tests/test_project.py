@@ -1,0 +1,155 @@
+"What no single notebook can test: that notebooks, package, README and environment fit together."
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from imgtx_nb.runs import RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+EXPERIMENTS = {"train", "study"}
+sys.path.insert(0, str(ROOT/"tools"))
+
+
+def run(*command, cwd=ROOT):
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "MPLBACKEND": "agg"}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def papermill(name, out, *parameters):
+    return run("papermill", str(ROOT/"nbs"/f"{name}.ipynb"), str(out), *parameters, "--no-progress-bar")
+
+
+def last_line(text):
+    return [line for line in text.splitlines() if line.strip()][-1]
+
+
+# The notebooks and what is made of them
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "The project's source in another folder, exported and cleaned there."
+    there = tmp_path_factory.mktemp("copy")
+    for name in ("nbs", "imgtx_nb", "settings.ini", "setup.py", "pyproject.toml", "README.md"):
+        (shutil.copytree if (ROOT/name).is_dir() else shutil.copy)(ROOT/name, there/name)
+    for command in ("nbdev_export", "nbdev_clean"): assert run(command, cwd=there).returncode == 0
+    return there
+
+
+def test_export_changes_nothing(copy):
+    modules = lambda root: {p.name: p.read_text() for p in (root/"imgtx_nb").glob("*.py")}
+    before, after = modules(ROOT), modules(copy)
+    assert before.keys() == after.keys()
+    for name in before: assert before[name] == after[name], f"{name} differs from its notebook: run nbdev_export"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_clean(copy, path):
+    assert path.read_text() == (copy/"nbs"/path.name).read_text(), f"{path.name} is not clean: run nbdev_clean"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_kernel_tags_and_outputs(path):
+    notebook = json.loads(path.read_text())
+    kernel = notebook["metadata"]["kernelspec"]
+    assert (kernel["name"], kernel["language"]) == ("python3", "python"), f"{path.name}: the kernel must be python3, its language python"
+    tagged = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == (path.stem in EXPERIMENTS), f"{path.name}: an experiment has one cell tagged parameters, other notebooks none"
+    outputs = [o for c in notebook["cells"] for o in c.get("outputs", [])]
+    assert not any(o["output_type"] == "error" for o in outputs)
+    if path.stem in EXPERIMENTS: assert not outputs, f"{path.name}: executed experiment notebooks belong in results/"
+    else: assert outputs, f"{path.name}: commit component notebooks executed"
+
+
+def test_parameters_of_train_are_the_fields_of_runconfig():
+    cells = json.loads((ROOT/"nbs"/"train.ipynb").read_text())["cells"]
+    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    lines = re.findall(r"^(\w+): (\w+) = (.+?)\s+# (.+)$", source, re.M)
+    assert [(name, kind, eval(value)) for name, kind, value, _ in lines] == [(f.name, f.type.__name__, f.default) for f in fields(RunConfig)]
+
+
+def test_modules_import_only_modules_above():
+    order = [re.search(r"default_exp (\w+)", p.read_text())[1] for p in NOTEBOOKS if p.stem[0].isdigit()]
+    for n, name in enumerate(order):
+        used = re.findall(r"^from imgtx_nb\.(\w+)", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)
+        assert set(used) <= set(order[:n]), f"{name} imports a module that stands below it"
+
+
+def test_package_imports_without_the_tools():
+    block = "import sys; sys.modules.update(dict.fromkeys(('nbdev', 'papermill', 'fastcore', 'execnb')));"
+    modules = ", ".join(f"imgtx_nb.{p.stem}" for p in (ROOT/"imgtx_nb").glob("[a-z]*.py"))
+    done = run(sys.executable, "-c", f"{block} import {modules}")
+    assert done.returncode == 0, done.stderr
+
+
+# The face
+
+def test_environment_yml_and_constraints_agree():
+    pins = dict(line.split("==") for line in (ROOT/"constraints.txt").read_text().split("\n") if "==" in line)
+    lists = [d["pip"] for d in yaml.safe_load((ROOT/"environment.yml").read_text())["dependencies"] if isinstance(d, dict)]
+    conda = dict(d.split("==") for d in lists[0] if "==" in d)
+    settings = ConfigParser()
+    settings.read(ROOT/"settings.ini")
+    wanted = {re.split("[<>=]", r)[0] for key in ("requirements", "dev_requirements") for r in settings["DEFAULT"][key].split()}
+    assert conda.keys() == wanted and conda == {name: pins[name] for name in wanted}
+
+
+def test_readme_is_the_index():
+    from readme import readme
+    text, pictures = readme(ROOT/"nbs"/"index.ipynb")
+    assert text == (ROOT/"README.md").read_text(), "README.md differs from nbs/index.ipynb: run tools/readme.py"
+    for name, data in pictures.items(): assert (ROOT/name).read_bytes() == data
+
+
+def test_readme_names_real_targets_and_files():
+    text, makefile = (ROOT/"README.md").read_text(), (ROOT/"Makefile").read_text()
+    for target in set(re.findall(r"`?make ([a-z]+)`?", " ".join(re.findall(r"`[^`]*`", text)))): assert re.search(rf"^{target}:", makefile, re.M), target
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", text): assert (ROOT/link).exists(), link
+
+
+# The experiments
+
+@pytest.mark.parametrize("notebook, parameter, value, sentence", [
+    ("train", "kernal_size", "6", "kernal_size is not a parameter: did you mean kernel_size?"),
+    ("train", "kernel_size", "0", "kernel_size is 0: it must be a whole number, at least 1."),
+    ("train", "attention", "local_3d", "attention is 'local_3d': it must be one of local_2d, local_1d, non_local."),
+    ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
+    ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
+    ("study", "n_pictures", "0", "n_pictures is 0: it must be a whole number, at least 1."),
+])
+def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
+    done = papermill(notebook, tmp_path/"out.ipynb", "-p", parameter, value, "-p", "results_dir", str(tmp_path/"results"))
+    assert done.returncode != 0 and sentence in last_line(done.stderr) and not (tmp_path/"results").exists()
+
+
+def readme_commands():
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("papermill ")]
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_commands_run(tmp_path, command):
+    "Every papermill command of the README, cut to a few steps of small models on photo patches."
+    _, notebook, out, *parameters = shlex.split(command)
+    name, is_study = Path(notebook).stem, "study" in notebook
+    small = dict(scale="tiny", dataset="photo_patches", max_steps=3, results_dir=tmp_path/"results") | ({"n_pictures": 1} if is_study else {})
+    done = papermill(name, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [p.parent for p in (tmp_path/"results").glob("*/summary.json")]
+    assert len(runs) == (5 if is_study else 1)
+    files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png"} | ({"train.ipynb"} if is_study else set())
+    for folder in runs: assert files <= {p.name for p in folder.iterdir()}
+    if is_study:
+        assert len((tmp_path/"results"/"table1.csv").read_text().splitlines()) == 6
+        assert len([*(tmp_path/"results").glob("*.png")]) == 6
