@@ -85,8 +85,8 @@ def cut_patches(
         images[n], labels[n] = crop.resize((size, size), Image.Resampling.BOX), label
     return images, labels
 
-# %% ../nbs/00_data.ipynb #b2a1d1e5
-PATCH_COUNTS = {"train": 8000, "valid": 400, "test": 400}
+# %% ../nbs/00_data.ipynb #402b8882
+PATCH_COUNTS = {"train": 8000, "valid": 250, "test": 500}
 
 def photo_patches(
     split,   # "train", "valid" or "test"
@@ -94,11 +94,12 @@ def photo_patches(
     seed=0,  # another seed cuts other patches from the same cells
 ):
     "Patches of shipped photographs: made in seconds by `cut_patches`, cached in `root`."
-    cache = Path(root)/f"photo_patches-{split}-{seed}.npz"
+    count = PATCH_COUNTS[split]
+    cache = Path(root)/f"photo_patches-{split}-{count}-{seed}.npz"
     try:
         with np.load(cache, allow_pickle=False) as kept: return kept["images"], kept["labels"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): pass
-    images, labels = cut_patches(split, PATCH_COUNTS[split], seed=seed)
+    images, labels = cut_patches(split, count, seed=seed)
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial_file = cache.with_suffix(f".{os.getpid()}.tmp.npz")
     np.savez(partial_file, images=images, labels=labels)
@@ -143,15 +144,15 @@ def _read_all(files):
         if image.mode != "RGB": warnings.warn(f"{f} is of mode {image.mode} and was converted to RGB.")
         yield np.asarray(image.convert("RGB"))
 
-# %% ../nbs/00_data.ipynb #4e8f1a2d
+# %% ../nbs/00_data.ipynb #2bc092ec
 def load_images(
     dataset,     # "cifar10", "photo_patches", or a path to an .npz file or a folder of images
     split,       # "train", "valid" or "test"
-    root=None,   # folder for downloads and caches; the project's `data` by default
+    root=None,   # folder for downloads and caches, from the project's root if relative; `data` by default
 ):                # uint8 [N, 3, H, W] and int64 [N]
     "Images of one split with their labels; raises `ValueError`, `FileNotFoundError` or `ConnectionError` in one sentence."
     if split not in ("train", "valid", "test"): raise ValueError(f"split is {split!r}: it is one of train, valid, test.")
-    root = Path(root).expanduser() if root else project_root()/"data"
+    root = project_root()/Path(root or "data").expanduser()
     own_valid, load = _source(dataset, root)
     images, labels = load(split=split if own_valid else "test" if split == "test" else "train")
     images, labels = _checked(images, labels, dataset)

@@ -74,14 +74,14 @@ class RunConfig:
         check_together(self, given)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
 
-# %% ../nbs/06_runs.ipynb #4c23abee
+# %% ../nbs/06_runs.ipynb #cf1ba17a
 SCALES = {
     "paper": {},
-    "laptop": {"transformer": dict(batch_size=8, max_steps=2500, warmup_steps=100, eval_every=500),
-               "pixelcnnpp": dict(batch_size=8, max_steps=2500, n_resnet=2, n_filters=48, dropout=.1, eval_every=500)},
-    "tiny": {"transformer": dict(n_layers=3, d_model=64, n_heads=4, d_ff=128, dropout=0., batch_size=16, max_steps=300,
-                                 warmup_steps=30, learning_rate=3e-3, eval_every=100),
-             "pixelcnnpp": dict(n_resnet=1, n_filters=16, dropout=0., batch_size=16, max_steps=300, ema_decay=.99, eval_every=100)},
+    "laptop": {"transformer": dict(batch_size=8, max_steps=2500, warmup_steps=100, ema_decay=.999, eval_every=500),
+               "pixelcnnpp": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=8, max_steps=2500, ema_decay=.999, eval_every=500)},
+    "tiny": {"transformer": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
+                                 warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100),
+             "pixelcnnpp": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300, ema_decay=.99, eval_every=100)},
 }
 
 def defaults(

@@ -178,7 +178,7 @@ def train(
         if at_end or validate or (step + 1) % log_every == 0: progress.log()
         if at_end or validate or progress.overdue: progress.save(trainer)
 
-# %% ../nbs/07_training.ipynb #eee0f995
+# %% ../nbs/07_training.ipynb #0ee484da
 class Progress:
     "Metrics of a run, its progress bar, and when it was last saved."
     def __init__(self,
@@ -188,7 +188,7 @@ class Progress:
         self.run, self.writing, self.step, self.rows, self.best = run, writing, 0, [], math.inf
         self.losses, self.valid, self.lr, self.seconds, self.images = [], None, None, 0., 0
         self.started = self.saved = time.monotonic()
-        self.bar = tqdm(total=run.config.max_steps, unit="step", disable=not writing, mininterval=1)
+        self.bar = tqdm(total=run.config.max_steps, unit="step", disable=not writing, mininterval=2)
 
     def state_dict(self):
         "What a resumed run needs to write the same metrics."

@@ -10,6 +10,7 @@ from configparser import ConfigParser
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -125,7 +126,7 @@ def test_readme_names_real_targets_and_files():
     ("train", "attention", "local_3d", "attention is 'local_3d': it must be one of local_2d, local_1d, non_local."),
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
-    ("study", "n_pictures", "0", "n_pictures is 0: it must be a whole number, at least 1."),
+    ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
 ])
 def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
     done = papermill(notebook, tmp_path/"out.ipynb", "-p", parameter, value, "-p", "results_dir", str(tmp_path/"results"))
@@ -138,17 +139,25 @@ def readme_commands():
     return [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("papermill ")]
 
 
+@pytest.fixture(scope="module")
+def little_images(tmp_path_factory):
+    "An .npz of a few very small pictures."
+    path, draw = tmp_path_factory.mktemp("data")/"little.npz", np.random.default_rng(0).integers
+    images = {f"{split}_images": draw(0, 256, (n, 8, 12, 3), dtype=np.uint8) for split, n in (("train", 40), ("test", 7))}
+    np.savez(path, **images, **{key.replace("images", "labels"): np.zeros(len(x), int) for key, x in images.items()})
+    return path
+
+
 @pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(tmp_path, command):
-    "Every papermill command of the README, cut to a few steps of small models on photo patches."
+def test_readme_commands_run(tmp_path, little_images, command):
+    "Every papermill command of the README, with a few steps of small models on small pictures."
     _, notebook, out, *parameters = shlex.split(command)
-    name, is_study = Path(notebook).stem, "study" in notebook
-    small = dict(scale="tiny", dataset="photo_patches", max_steps=3, results_dir=tmp_path/"results") | ({"n_pictures": 1} if is_study else {})
-    done = papermill(name, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
+    small = dict(scale="tiny", dataset=little_images, max_steps=3, results_dir=tmp_path/"results")
+    done = papermill(Path(notebook).stem, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
     assert done.returncode == 0, done.stderr[-3000:]
-    runs = [p.parent for p in (tmp_path/"results").glob("*/summary.json")]
-    assert len(runs) == (5 if is_study else 1)
+    is_study, runs = "study" in notebook, [p.parent for p in (tmp_path/"results").glob("*/summary.json")]
     files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png"} | ({"train.ipynb"} if is_study else set())
+    assert len(runs) == (5 if is_study else 1)
     for folder in runs: assert files <= {p.name for p in folder.iterdir()}
     if is_study:
         assert len((tmp_path/"results"/"table1.csv").read_text().splitlines()) == 6
