@@ -125,7 +125,7 @@ def attend(
     if q.device.type == "cuda" and q.shape[-1] >= 16 and q.dtype != torch.float64: return flex_attention(q, k, v, scheme, height, width)
     return dense_attention(q, k, v, scheme, height, width)
 
-# %% ../nbs/03_attention.ipynb #484a0d88
+# %% ../nbs/03_attention.ipynb #339d2fcd
 class SelfAttention(nn.Module):
     "Multi-head self-attention over the pairs that a scheme allows (Eq. 5)."
     def __init__(self,
@@ -139,10 +139,13 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
+    def project(self, x): # [B, N, d_model] -> queries, keys and values, [B, heads, N, d] each
+        "Queries, keys and values of all heads."
+        return self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).transpose(1, 3).unbind(2)
+
     def forward(self, x, height, width): # [B, height * width, d_model] -> the same
         "Attend within whole pictures."
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).transpose(1, 3).unbind(2)
-        return self.out(attend(q, k, v, self.scheme, height, width).transpose(1, 2).flatten(2))
+        return self.out(attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
 
 # %% ../nbs/03_attention.ipynb #e6d6836e
 class Plan(NamedTuple):
@@ -167,7 +170,7 @@ def cache_plan(
     shown = in_slot if slots is None else in_slot.gather(1, slots)
     return Plan(n_slots, slots, torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)[:, None])
 
-# %% ../nbs/03_attention.ipynb #56bb6ad4
+# %% ../nbs/03_attention.ipynb #a65f0e2c
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time."
     def __init__(self,
@@ -180,6 +183,17 @@ class CachedAttention:
         self.mask = self.plan.mask.to(weight)
         self.slots = None if self.plan.slots is None else self.plan.slots.to(weight.device)
         self.ring = weight.new_zeros(batch_size, self.plan.n_slots, 2, layer.n_heads, weight.shape[1] // layer.n_heads)
+
+    def fill(self,
+        x,             # [B, rows * width, d_model], the inputs of the first rows
+        rows, width,   # of the part of the picture that is known
+        n,             # how many positions of it are filled, the last row perhaps in part
+    ):                 # [B, rows * width, d_model]
+        "Eq. 5 for many positions at once, keeping the keys that later ones can see."
+        q, k, v = self.layer.project(x)
+        kept = torch.arange(max(0, n - self.plan.n_slots), n, device=x.device)
+        self.ring[:, kept % self.plan.n_slots] = torch.stack([k, v], 1).permute(0, 3, 1, 2, 4)[:, kept]
+        return self.layer.out(attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
 
     def step(self,
         x, # [B, d_model], the input at position `t`

@@ -151,7 +151,7 @@ def bits_per_dim(
     "Nats as bits per dimension."
     return nats / (dims * math.log(2))
 
-# %% ../nbs/01_logistic_mixture.ipynb #cd852752
+# %% ../nbs/01_logistic_mixture.ipynb #8f3548ef
 def scaled(images): # uint8 [B, 3, H, W] -> float [B, 3, H, W] in -1..1
     "Bytes on the [-1, 1] axis; raises `TypeError` for anything but bytes."
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -180,14 +180,14 @@ class AutoregressiveModel(nn.Module):
         "What a subclass writes: `forward` on scaled pixels."
         raise NotImplementedError
 
-    def decoder(self, batch_size): # -> an object with `step(pixel)`: [B, 3] or None -> [B, n_params]
+    def decoder(self, batch_size): # -> an object with `step(pixel)`: [B, 3] or None -> [B, n_params], and `fill(pixels)`
         "A decoder at the first pixel of `batch_size` new images."
         return RecomputingDecoder(self, batch_size)
 
     def initialize(self, images): # uint8 [B, 3, H, W]
         "Adapt the initial weights to a batch of training images; by default, nothing."
 
-# %% ../nbs/01_logistic_mixture.ipynb #cc198de2
+# %% ../nbs/01_logistic_mixture.ipynb #7be411d0
 class RecomputingDecoder:
     "Grows images of any model the plain way: for every pixel, `forward` on all rows so far."
     def __init__(self,
@@ -197,12 +197,19 @@ class RecomputingDecoder:
         self.model, self.t = model, 0
         self.images = torch.zeros(batch_size, *model.image_shape, dtype=torch.uint8, device=next(model.parameters()).device)
 
+    def fill(self,
+        pixels, # integers [B, n, 3] in 0..255, the first n pixels
+    ):
+        "Take many known pixels; the next `step` takes the pixel after them."
+        self.images.flatten(2)[:, :, :pixels.shape[1]] = pixels.transpose(1, 2).to(self.images)
+        self.t = pixels.shape[1] + 1
+
     @torch.no_grad()
     def step(self,
         pixel=None, # the pixel just fixed, integers [B, 3] in 0..255; None at the start
     ):              # [B, n_params]
         "Parameters of the next pixel."
-        if pixel is not None: self.images.flatten(2)[:, :, self.t - 1] = pixel.to(torch.uint8)
+        if pixel is not None: self.images.flatten(2)[:, :, self.t - 1] = pixel.to(self.images)
         row, column = divmod(self.t, self.images.shape[-1])
         self.t += 1
         return self.model(self.images[:, :, :row + 1])[:, row, column]

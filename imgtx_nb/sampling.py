@@ -9,7 +9,7 @@ __all__ = ['grow', 'check_temperature', 'sample', 'complete']
 import torch
 from tqdm.std import tqdm
 
-# %% ../nbs/08_sampling.ipynb #f2c65b6c
+# %% ../nbs/08_sampling.ipynb #ccda0a82
 @torch.no_grad()
 def grow(
     model,           # an `AutoregressiveModel`
@@ -20,15 +20,16 @@ def grow(
     "Draw all pixels after the given ones."
     check_temperature(temperature)
     was_training, (_, height, width) = model.training, model.image_shape
-    decoder, pixels = model.eval().decoder(len(given)), [*given.unbind(1)]
-    device = next(model.parameters()).device
+    given = given.to(next(model.parameters()).device)
+    decoder, pixels, n_given = model.eval().decoder(len(given)), [*given.unbind(1)], given.shape[1]
+    if 0 < n_given < height * width: decoder.fill(given[:, :-1])
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
-        for t in tqdm(range(height * width), unit="pixel", mininterval=1, leave=False):
-            params = decoder.step(pixels[t - 1].to(device) if t else None)
-            if t == len(pixels): pixels.append(model.likelihood(params).tempered(temperature).sample().cpu())
+        for t in tqdm(range(n_given, height * width), unit="pixel", mininterval=1, leave=False):
+            params = decoder.step(pixels[-1] if pixels else None)
+            pixels.append(model.likelihood(params).tempered(temperature).sample())
     model.train(was_training)
-    return torch.stack(pixels, -1).to(torch.uint8).unflatten(-1, (height, width))
+    return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
 
 def check_temperature(temperature):
     "Raise a `ValueError` unless it is a positive finite number."

@@ -96,7 +96,7 @@ class ImageTransformer(AutoregressiveModel):
         "A cached decoder at the first pixel of `batch_size` new images."
         return TransformerDecoder(self, batch_size)
 
-# %% ../nbs/04_transformer.ipynb #181b645e
+# %% ../nbs/04_transformer.ipynb #e1c4f47b
 class TransformerDecoder:
     "Grows images pixel by pixel, at a cost per pixel that the size of the picture does not enter."
     def __init__(self,
@@ -106,6 +106,17 @@ class TransformerDecoder:
         self.model, (_, height, width) = model, model.image_shape
         self.attentions = [CachedAttention(layer.attention, batch_size, height, width) for layer in model.layers]
         self.positions, self.batch_size, self.t = model.positions(height, width), batch_size, 0
+
+    @torch.no_grad()
+    def fill(self,
+        pixels, # integers [B, n, 3] in 0..255, the first n pixels
+    ):
+        "Take many known pixels in one parallel pass; the next `step` takes the pixel after them."
+        width, n = self.model.image_shape[2], pixels.shape[1] + 1
+        rows = math.ceil(n / width)
+        x = F.pad(self.model.embed(pixels.to(self.positions) / 127.5 - 1), (0, 0, 1, rows * width - n)) + self.positions[:rows * width]
+        for layer, cached in zip(self.model.layers, self.attentions): x = layer(x, lambda x: cached.fill(x, rows, width, n))
+        self.t = n
 
     @torch.no_grad()
     def step(self,
