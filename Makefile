@@ -23,6 +23,7 @@ study: env  ## Run the whole study at scale tiny on photo patches: table and fig
 	@echo "Running every row of Table 1 at scale tiny on photo patches (minutes on two cores) ..."
 	@mkdir -p results
 	$(BIN)/papermill nbs/study.ipynb results/study.ipynb --log-output --no-progress-bar
+	@$(BIN)/nbdev_clean --fname results
 	@echo; cat results/table1.md; echo; echo "Table, figures and a folder for each run are in results/."
 
 test: env  ## Run all tests: every notebook's, and the project's own

@@ -184,7 +184,7 @@ def write_whole(
     with open(part, "rb") as f: os.fsync(f.fileno())
     part.replace(path)
 
-# %% ../nbs/06_runs.ipynb #560a1040
+# %% ../nbs/06_runs.ipynb #3feb4b41
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 class RunFolder:
@@ -208,6 +208,10 @@ class RunFolder:
                      if kept.get(k) != own.get(k) and k not in ("results_dir", "data_root")]
         if differing: raise ValueError(f"{self.path} holds a run with other parameters ({'; '.join(sorted(differing))}): "
                                        "choose another run_name, or remove that folder.")
+
+    def forget_outcome(self):
+        "Remove what an earlier run left of its outcome: a run that starts anew has none yet."
+        for name in ("summary.json", "metrics.csv", "samples.png", "completions.png"): (self.path/name).unlink(missing_ok=True)
 
     @property
     def done(self):

@@ -137,7 +137,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.mean: self.mean.load_state_dict(state["mean"])
 
-# %% ../nbs/07_training.ipynb #b89c7c43
+# %% ../nbs/07_training.ipynb #00451a14
 def fit(
     config, # a `RunConfig`
 ):          # the path of the run folder
@@ -153,6 +153,7 @@ def fit(
     progress = Progress(run, accelerator.is_main_process)
     state = run.read_checkpoint()
     if state: trainer.load_state_dict(state["trainer"]); progress.load_state_dict(state["progress"])
+    elif accelerator.is_main_process: run.forget_outcome()
     try: train(trainer, progress, images["valid"])
     finally: progress.close()
     accelerator.wait_for_everyone()
