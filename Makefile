@@ -6,7 +6,9 @@ ENV := .venv/installed
 # On two cores, threads of several processes wait for one another more than they work.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help env study test docs lab readme clean
+RESULTS_CLEAN := $(BIN)/nbdev_clean --fname results
+
+.PHONY: help env study benchmark test docs lab readme clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -23,8 +25,14 @@ study: env  ## Run the whole study at scale tiny on photo patches: table and fig
 	@echo "Running every row of Table 1 at scale tiny on photo patches (minutes on two cores) ..."
 	@mkdir -p results
 	$(BIN)/papermill nbs/study.ipynb results/study.ipynb --log-output --no-progress-bar
-	@$(BIN)/nbdev_clean --fname results
+	@$(RESULTS_CLEAN)
 	@echo; cat results/table1.md; echo; echo "Table, figures and a folder for each run are in results/."
+
+benchmark: env  ## Measure training and sampling against the plain way: tables and plots in results/benchmark/
+	@echo "Measuring speed and memory of every model at full size (a quarter of an hour on two quiet cores) ..."
+	@mkdir -p results/benchmark
+	$(BIN)/papermill nbs/benchmark.ipynb results/benchmark/benchmark.ipynb --log-output --no-progress-bar
+	@$(RESULTS_CLEAN)
 
 test: env  ## Run all tests: every notebook's, and the project's own
 	@echo "Running the tests of every notebook, then the project's own ..."

@@ -125,7 +125,7 @@ def attend(
     if q.device.type == "cuda" and q.shape[-1] >= 16 and q.dtype != torch.float64: return flex_attention(q, k, v, scheme, height, width)
     return dense_attention(q, k, v, scheme, height, width)
 
-# %% ../nbs/03_attention.ipynb #339d2fcd
+# %% ../nbs/03_attention.ipynb #f1a52402
 class SelfAttention(nn.Module):
     "Multi-head self-attention over the pairs that a scheme allows (Eq. 5)."
     def __init__(self,
@@ -135,7 +135,7 @@ class SelfAttention(nn.Module):
     ):
         super().__init__()
         if d_model % n_heads: raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: choose n_heads that divides it.")
-        self.n_heads, self.scheme = n_heads, scheme
+        self.n_heads, self.scheme, self.attend = n_heads, scheme, attend
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)
 
@@ -145,7 +145,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, height, width): # [B, height * width, d_model] -> the same
         "Attend within whole pictures."
-        return self.out(attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
+        return self.out(self.attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
 
 # %% ../nbs/03_attention.ipynb #e6d6836e
 class Plan(NamedTuple):
@@ -170,7 +170,7 @@ def cache_plan(
     shown = in_slot if slots is None else in_slot.gather(1, slots)
     return Plan(n_slots, slots, torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)[:, None])
 
-# %% ../nbs/03_attention.ipynb #a65f0e2c
+# %% ../nbs/03_attention.ipynb #d99d2074
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time."
     def __init__(self,
@@ -193,7 +193,7 @@ class CachedAttention:
         q, k, v = self.layer.project(x)
         kept = torch.arange(max(0, n - self.plan.n_slots), n, device=x.device)
         self.ring[:, kept % self.plan.n_slots] = torch.stack([k, v], 1).permute(0, 3, 1, 2, 4)[:, kept]
-        return self.layer.out(attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
+        return self.layer.out(self.layer.attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
 
     def step(self,
         x, # [B, d_model], the input at position `t`

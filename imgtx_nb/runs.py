@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'KINDS', 'METRICS', 'setting', 'RunConfig', 'defaults', 'checked', 'check_together', 'default_name',
-           'notebook_parameters', 'refuse_unknown', 'config_from', 'build_model', 'write_whole', 'RunFolder', 'commit',
-           'hardware', 'versions', 'load_run']
+           'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small', 'build_model', 'write_whole',
+           'RunFolder', 'commit', 'hardware', 'versions', 'load_run']
 
-# %% ../nbs/06_runs.ipynb #be344dd9
+# %% ../nbs/06_runs.ipynb #ff1e49cf
 import difflib
 import json
 import math
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -98,7 +99,7 @@ def defaults(
     if "warmup_steps" in values: values["warmup_steps"] = min(values["warmup_steps"], max(1, max_steps // 5))
     return values
 
-# %% ../nbs/06_runs.ipynb #87d499da
+# %% ../nbs/06_runs.ipynb #d11e0c3f
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
 
 def checked(
@@ -110,6 +111,7 @@ def checked(
     limits = [f"{word} {rules[rule]}" for rule, word in (("least", "at least"), ("above", "above"), ("below", "below"), ("most", "at most")) if rule in rules]
     allowed = "one of " + ", ".join(rules["choices"]) if "choices" in rules else ", ".join([kind, *limits])
     if f.type is float and type(value) is int: value = float(value)
+    if f.type is str and isinstance(value, os.PathLike): value = os.fspath(value)
     right = type(value) is f.type and value in rules.get("choices", (value,)) and value != ""
     if right and limits:
         right = (rules.get("least", -math.inf) <= value <= rules.get("most", math.inf)
@@ -161,30 +163,43 @@ def config_from(parameters): # a dictionary -> a `RunConfig`
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
-# %% ../nbs/06_runs.ipynb #c33286ef
+# %% ../nbs/06_runs.ipynb #031f30d7
+def refuse_small(config, image_shape): # a `RunConfig`, (3, height, width)
+    "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
+    _, height, width = image_shape
+    given = f"the images are {height} x {width}: use larger images or a smaller"
+    if config.attention == "local_2d" and config.kernel_size >= max(height, width): raise ValueError(f"kernel_size is {config.kernel_size}, but {given} kernel_size.")
+    if config.attention == "local_1d" and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
+
 def build_model(
     config,      # a `RunConfig`
     image_shape, # (3, height, width) of the images
 ):               # an `AutoregressiveModel` with fresh weights
-    "The model that a config describes, for images of a shape."
+    "The model that a config describes, for images of a shape; raises `ValueError` if they are smaller than its window."
     take = lambda *names: {name: getattr(config, name) for name in names}
+    refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
     if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"))
     scheme = SCHEMES[config.attention]
     return ImageTransformer(image_shape, scheme(**take(*(f.name for f in fields(scheme)))), **common, **take("n_layers", "d_model", "n_heads", "d_ff"))
 
-# %% ../nbs/06_runs.ipynb #03cca09a
+# %% ../nbs/06_runs.ipynb #0287836e
 def write_whole(
     path,  # the file to be
     write, # a function that writes to the path that it is given
 ):
-    "Write a file so that it exists complete or not at all."
+    "Write a file so that it exists complete or not at all; raises `OSError` in one sentence if it cannot be written."
     part = path.with_name(path.name + ".tmp")
-    write(part)
-    with open(part, "rb") as f: os.fsync(f.fileno())
-    part.replace(path)
+    try:
+        write(part)
+        with open(part, "rb") as f: os.fsync(f.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as e:
+        if part.is_file(): part.unlink()
+        raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another results_dir; "
+                      "what was written before is whole, and the same command goes on from there.") from None
 
-# %% ../nbs/06_runs.ipynb #3feb4b41
+# %% ../nbs/06_runs.ipynb #9f7f4ca1
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 class RunFolder:
@@ -198,8 +213,15 @@ class RunFolder:
         "Make the folder, or find it; raises `ValueError` if it belongs to a run with other parameters."
         kept = self.path/"config.json"
         if kept.exists(): return self.refuse_other(json.loads(kept.read_text()))
-        self.path.mkdir(parents=True, exist_ok=True)
+        try: self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise OSError(f"{self.path} cannot be made ({e.strerror}): choose a results_dir that can be written to.") from None
         write_whole(kept, lambda part: part.write_text(json.dumps(asdict(self.config), indent=1)))
+
+    def lock(self): # -> a context manager
+        "Keep the folder to one process; raises `ValueError` if another one is training in it."
+        lock = FileLock(self.path/"lock", timeout=0)
+        try: return lock.acquire()
+        except Timeout: raise ValueError(f"{self.path} is being trained by another process: wait for it, or choose another run_name.") from None
 
     def refuse_other(self, kept): # the parameters of a run that is already there
         "Raise a `ValueError` that names the parameters in which a run that is already there differs."

@@ -18,7 +18,7 @@ from imgtx_nb.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-EXPERIMENTS = {"train", "study"}
+EXPERIMENTS = {"train", "study", "benchmark"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
@@ -143,7 +143,7 @@ def readme_commands():
 def little_images(tmp_path_factory):
     "An .npz of a few very small pictures."
     path, draw = tmp_path_factory.mktemp("data")/"little.npz", np.random.default_rng(0).integers
-    images = {f"{split}_images": draw(0, 256, (n, 8, 12, 3), dtype=np.uint8) for split, n in (("train", 40), ("test", 7))}
+    images = {f"{split}_images": draw(0, 256, (n, 16, 20, 3), dtype=np.uint8) for split, n in (("train", 40), ("test", 7))}
     np.savez(path, **images, **{key.replace("images", "labels"): np.zeros(len(x), int) for key, x in images.items()})
     return path
 
