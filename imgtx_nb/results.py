@@ -105,14 +105,14 @@ def table1_markdown(
     lines = [" | ".join(["", *row, ""]).strip() for row in ([*shown], ["---"] * shown.shape[1], *shown.values.tolist())]
     return "\n".join([*lines, "", f"Exact test bits/dim on {where_from(table)}. The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size."])
 
-# %% ../nbs/09_results.ipynb #4ee9a961
+# %% ../nbs/09_results.ipynb #d2ef3696
 def draw_samples(
     folder, # the folder of a run with pictures
     title,  # above the figure
 ):          # the matplotlib figure
     "A model's samples on the left and its completions on the right."
     folder = Path(folder)
-    _, height, width = load_run(folder)[0].image_shape
+    _, height, width = json.loads((folder/"summary.json").read_text())["image_shape"]
     samples, (given, generated, truth) = read_sheet(folder/"samples.png", height, width)[0], read_sheet(folder/"completions.png", height, width)
     fig, axes = plt.subplots(1, 2, figsize=(8.5, 4.6), layout="constrained", width_ratios=(2, 3))
     axes[0].imshow(image_grid(samples, 2)); axes[0].set_title("grown from a random first pixel", fontsize=10)

@@ -70,7 +70,7 @@ def averaged(
         torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
     return AveragedModel(model, multi_avg_fn=update)
 
-# %% ../nbs/07_training.ipynb #c877ebbb
+# %% ../nbs/07_training.ipynb #74c5c7d1
 @torch.no_grad()
 def evaluate(
     model,         # an `AutoregressiveModel`
@@ -79,7 +79,7 @@ def evaluate(
 ):                 # bits per dimension, a float
     "The exact bits per dimension of a set of images; raises `ValueError` if there are none."
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
-    state, device, was_training = PartialState(), next(model.parameters()).device, model.training
+    state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     for batch in images[state.process_index::state.num_processes].split(batch_size):
@@ -271,11 +271,11 @@ class Progress:
         if self.writing: self.run.write_checkpoint(self.step, {"trainer": trainer.state_dict(), "progress": self.state_dict()})
         self.saved = self.started = time.monotonic()
 
-# %% ../nbs/07_training.ipynb #8081b3ad
+# %% ../nbs/07_training.ipynb #329c31c0
 def make_accelerator(config): # a `RunConfig` -> an `accelerate.Accelerator`
     "The engine: device, precision, processes; raises `ValueError` if they cannot share a batch evenly."
     wanted = {"float32": "no", "bfloat16": "bf16", "auto": "bf16" if torch.cuda.is_available() else "no"}[config.precision]
-    accelerator = Accelerator(mixed_precision=wanted)
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=wanted)
     if config.batch_size % accelerator.num_processes:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {accelerator.num_processes} processes: choose a multiple.")
     return accelerator
@@ -286,6 +286,7 @@ def summarize(config, model, progress, images, test_bits, device):
     return {"test_bits_per_dim": test_bits, "valid_bits_per_dim": progress.best, "n_parameters": n_parameters,
             "size_mb": round(n_parameters * 4 / 2**20, 2), "images_per_second": progress.images / max(progress.seconds, 1e-9),
             "steps": progress.step, "hardware": hardware(device), "versions": versions(), "commit": commit(), "scale": config.scale,
+            "image_shape": list(model.image_shape),
             "dataset": {"name": config.dataset, **{f"{split}_images": len(x) for split, x in images.items()}}}
 
 # %% ../nbs/07_training.ipynb #7ff2d893

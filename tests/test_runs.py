@@ -1,0 +1,87 @@
+"What a notebook cannot test from within: runs that are killed, and runs on several processes."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
+BIN = Path(sys.executable).parent
+
+
+def run(*command):
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    "An .npz of small pictures."
+    path, draw = tmp_path_factory.mktemp("data")/"noise.npz", np.random.default_rng(0).integers
+    np.savez(path, train_images=draw(0, 256, (64, 8, 8, 3), dtype=np.uint8), train_labels=np.zeros(64, int),
+             test_images=draw(0, 256, (9, 8, 8, 3), dtype=np.uint8), test_labels=np.zeros(9, int))
+    return path
+
+
+def config(noise, folder, **kwargs):
+    "Source text of a small run's config."
+    settings = dict(dataset=str(noise), scale="tiny", n_layers=1, d_model=16, d_ff=16, batch_size=4, results_dir=str(folder)) | kwargs
+    return f"RunConfig(**{settings!r})"
+
+
+FIT = "from imgtx_nb.runs import RunConfig; from imgtx_nb.training import fit; "
+
+# A parent that imports everything once and runs no thread, and forks a child for every attempt.
+KILL_AND_RESUME = """
+import os, random, signal, sys, time, warnings
+import torch
+{fit}
+torch.set_num_threads(1)
+random.seed(0)
+warnings.simplefilter("ignore")
+kills = 0
+while True:
+    child = os.fork()
+    if not child: fit({config}); os._exit(0)
+    patience = random.uniform(.05, .6) if kills < {kills} else 600
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if os.waitpid(child, os.WNOHANG)[0]: print("kills", kills); sys.exit()
+        time.sleep(.002)
+    os.kill(child, signal.SIGKILL); os.waitpid(child, 0); kills += 1
+"""
+
+
+def same_outcome(a, b):
+    assert (a/"model.safetensors").read_bytes() == (b/"model.safetensors").read_bytes()
+    curves = [pd.read_csv(folder/"metrics.csv").drop(columns="images_per_second") for folder in (a, b)]
+    assert curves[0].equals(curves[1]) and curves[0].step.is_unique and curves[0].step.is_monotonic_increasing
+
+
+@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 20))])
+def test_killed_at_any_instant_a_run_ends_the_same(tmp_path, noise, kills):
+    long = dict(max_steps=60 * kills, eval_every=5, dropout=.2, horizontal_flips=True)
+    run(sys.executable, "-c", FIT + f"fit({config(noise, tmp_path, run_name='straight', **long)})")
+    said = run(sys.executable, "-c", KILL_AND_RESUME.format(fit=FIT, config=config(noise, tmp_path, run_name="killed", **long), kills=kills))
+    assert int(said.split()[-1]) == kills
+    same_outcome(tmp_path/"straight", tmp_path/"killed")
+
+
+@pytest.mark.parametrize("launch", [["torchrun", "--standalone", "--nproc_per_node", "2"],
+                                    ["accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]],
+                         ids=["torchrun", "accelerate"])
+def test_two_processes_compute_what_one_does(tmp_path, noise, launch):
+    short = dict(max_steps=6, eval_every=3, dropout=0)
+    script = tmp_path/"script.py"
+    script.write_text(FIT + f"fit({config(noise, tmp_path, run_name='two', **short)})")
+    run(sys.executable, "-c", FIT + f"fit({config(noise, tmp_path, run_name='one', **short)})")
+    run(BIN/launch[0], *launch[1:], str(script))
+    one, two = (pd.read_csv(tmp_path/name/"metrics.csv").drop(columns="images_per_second") for name in ("one", "two"))
+    assert one.step.equals(two.step) and np.allclose(one.train_bits_per_dim, two.train_bits_per_dim, atol=1e-5)
+    assert np.allclose(one.valid_bits_per_dim, two.valid_bits_per_dim, atol=1e-4, equal_nan=True)
+    summaries = [pd.read_json(tmp_path/name/"summary.json", typ="series") for name in ("one", "two")]
+    assert abs(summaries[0].test_bits_per_dim - summaries[1].test_bits_per_dim) < 1e-4
