@@ -37,7 +37,7 @@ def coupled_means(
     shift = coefficients[..., 0, :] * red, coefficients[..., 1, :] * red + coefficients[..., 2, :] * green
     return means + torch.stack([torch.zeros_like(shift[0]), *shift], -2)
 
-# %% ../nbs/01_logistic_mixture.ipynb #95d61d27
+# %% ../nbs/01_logistic_mixture.ipynb #f2f4f84b
 class DiscretizedLogisticMixture(Distribution):
     "A mixture of K logistics over 8-bit RGB pixels, its channels coupled linearly (Eq. 2-4)."
     arg_constraints, support = {}, constraints.independent(constraints.integer_interval(0, 255), 1)
@@ -57,8 +57,8 @@ class DiscretizedLogisticMixture(Distribution):
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 
     def tempered(self, temperature): # sharper below 1, flatter above
-        "The same mixture at another temperature."
-        return type(self)(self.params, temperature)
+        "The same distribution at another temperature."
+        return self if temperature == 1 else type(self)(self.params, temperature)
 
     def component_log_probs(self, pixels): # [..., 3] integers -> [..., 3, K] nats
         "The log-mass that each component gives to each channel."
@@ -85,13 +85,13 @@ class DiscretizedLogisticMixture(Distribution):
         weights, means, log_scales, coefficients = (
             x.expand(torch.Size(sample_shape) + x.shape) for x in (self.log_weights, self.means, self.log_scales, self.coefficients))
         k = (weights - _exponential(weights).log()).argmax(-1)[..., None, None].expand(*weights.shape[:-1], 3, 1)
-        means, log_scales, coefficients = (x.gather(-1, k) for x in (means, log_scales, coefficients))
-        noise = log_scales.exp() * (_exponential(means).log() - _exponential(means).log())
-        pixels = torch.zeros_like(means[..., 0])
-        for c in range(3):
-            value = coupled_means(means, coefficients, pixels)[..., c, 0] + noise[..., c, 0]
-            pixels[..., c] = (127.5 * (value + 1)).round().clamp(0, 255)
-        return pixels.long()
+        mean, log_scale, c = (x.gather(-1, k)[..., 0] for x in (means, log_scales, coefficients))
+        value = mean + log_scale.exp() * (_exponential(mean).log() - _exponential(mean).log())
+        on_grid = lambda v: (127.5 * (v + 1)).round().clamp(0, 255) / 127.5 - 1
+        red = on_grid(value[..., 0])
+        green = on_grid(value[..., 1] + c[..., 0] * red)
+        blue = on_grid(value[..., 2] + c[..., 1] * red + c[..., 2] * green)
+        return (127.5 * (torch.stack([red, green, blue], -1) + 1)).round().long()
 
 # %% ../nbs/01_logistic_mixture.ipynb #e3eee612
 def _exponential(like):
