@@ -16,16 +16,16 @@ from torch import nn
 
 from .masks import Scheme
 
-# %% ../nbs/03_attention.ipynb #5314cfe8
+# %% ../nbs/03_attention.ipynb #3fe26bde
 def dense_attention(
     q, k, v,       # [B, heads, height * width, d]
-    scheme,        # a `Scheme`
+    scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):                 # [B, heads, height * width, d]
     "Eq. 5 over all pairs with a dense mask: the oracle that the other executions are tested against."
     return F.scaled_dot_product_attention(q, k, v, attn_mask=scheme.mask(height, width).to(q.device))
 
-# %% ../nbs/03_attention.ipynb #de819f9f
+# %% ../nbs/03_attention.ipynb #5fb8dd9e
 class Tile(NamedTuple):
     "Where a tile's queries and keys stand in a picture `[B, heads, height, width, d]`, and the mask between the two."
     queries: tuple     # an index (..., rows, columns, :)
@@ -34,11 +34,11 @@ class Tile(NamedTuple):
 
 @lru_cache
 def tiles(
-    scheme,              # a `Scheme`
+    scheme,              # a Scheme
     height, width,       # size of the picture in pixels
     dtype=torch.float32, # of the additive masks
     side=(2, 32),        # rows and columns of queries in a tile
-):                       # list of `Tile`
+):                       # list of Tile
     "A partition of the picture's queries, each part with the keys that it needs, read off the predicate."
     rows, columns = (min(s, n) for s, n in zip(side, (height, width)))
     return [_tile(scheme, height, width, dtype, slice(r, min(r + rows, height)), slice(c, min(c + columns, width)))
@@ -104,20 +104,20 @@ def _block_mask(scheme, height, width, device):
     return create_block_mask(lambda batch, head, query, key: scheme.allows(query, key, width), None, None,
                              height * width, height * width, device=device)
 
-# %% ../nbs/03_attention.ipynb #f01abf84
+# %% ../nbs/03_attention.ipynb #8c5ca0c4
 def flex_attention(
     q, k, v,       # [B, heads, height * width, d]
-    scheme,        # a `Scheme`
+    scheme,        # a Scheme
     height, width, # size of the picture in pixels
     kernel=None,   # the compiled FlexAttention by default
 ):                 # [B, heads, height * width, d]
     "Eq. 5 by FlexAttention, whose blocks come from the scheme's predicate."
     return (kernel or _compiled_flex())(q, k, v, block_mask=_block_mask(scheme, height, width, q.device))
 
-# %% ../nbs/03_attention.ipynb #eab10d24
+# %% ../nbs/03_attention.ipynb #20828fe3
 def attend(
     q, k, v,       # [B, heads, height * width, d]
-    scheme,        # a `Scheme`
+    scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):                 # [B, heads, height * width, d]
     "Eq. 5 by the fastest execution for the tensors' device: tiles on the CPU, FlexAttention on CUDA, else the oracle."
@@ -125,13 +125,13 @@ def attend(
     if q.device.type == "cuda" and q.shape[-1] >= 16 and q.dtype != torch.float64: return flex_attention(q, k, v, scheme, height, width)
     return dense_attention(q, k, v, scheme, height, width)
 
-# %% ../nbs/03_attention.ipynb #f1a52402
+# %% ../nbs/03_attention.ipynb #d24dfee9
 class SelfAttention(nn.Module):
     "Multi-head self-attention over the pairs that a scheme allows (Eq. 5)."
     def __init__(self,
         d_model, # width of the layer
         n_heads, # heads; they share d_model
-        scheme,  # a `Scheme`
+        scheme,  # a Scheme
     ):
         super().__init__()
         if d_model % n_heads: raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: choose n_heads that divides it.")
@@ -147,7 +147,7 @@ class SelfAttention(nn.Module):
         "Attend within whole pictures."
         return self.out(self.attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
 
-# %% ../nbs/03_attention.ipynb #e6d6836e
+# %% ../nbs/03_attention.ipynb #e14c763f
 class Plan(NamedTuple):
     "What a cached query looks at: for every position the slots of its window and an additive mask over them."
     n_slots: int
@@ -156,7 +156,7 @@ class Plan(NamedTuple):
 
 @lru_cache
 def cache_plan(
-    scheme,        # a `Scheme`
+    scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):
     "The ring of keys that a scheme needs, and each query's window in it, read off the predicate."
@@ -170,11 +170,11 @@ def cache_plan(
     shown = in_slot if slots is None else in_slot.gather(1, slots)
     return Plan(n_slots, slots, torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)[:, None])
 
-# %% ../nbs/03_attention.ipynb #d99d2074
+# %% ../nbs/03_attention.ipynb #dfac3d2b
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time."
     def __init__(self,
-        layer,         # a `SelfAttention`
+        layer,         # a SelfAttention
         batch_size,    # images that grow together
         height, width, # size of the picture in pixels
     ):
@@ -196,7 +196,7 @@ class CachedAttention:
         return self.layer.out(self.layer.attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
 
     def step(self,
-        x, # [B, d_model], the input at position `t`
+        x, # [B, d_model], the input at position t
         t, # flat position; they come in order
     ):     # [B, d_model]
         "Eq. 5 for one query over the kept keys of its window."

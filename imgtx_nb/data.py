@@ -144,11 +144,11 @@ def _read_all(files):
         if image.mode != "RGB": warnings.warn(f"{f} is of mode {image.mode} and was converted to RGB.")
         yield np.asarray(image.convert("RGB"))
 
-# %% ../nbs/00_data.ipynb #2bc092ec
+# %% ../nbs/00_data.ipynb #000ac6d0
 def load_images(
     dataset,     # "cifar10", "photo_patches", or a path to an .npz file or a folder of images
     split,       # "train", "valid" or "test"
-    root=None,   # folder for downloads and caches, from the project's root if relative; `data` by default
+    root=None,   # folder for downloads and caches, from the project's root if relative; data by default
 ):                # uint8 [N, 3, H, W] and int64 [N]
     "Images of one split with their labels; raises `ValueError`, `FileNotFoundError` or `ConnectionError` in one sentence."
     if split not in ("train", "valid", "test"): raise ValueError(f"split is {split!r}: it is one of train, valid, test.")
@@ -179,11 +179,11 @@ def _checked(images, labels, dataset):
         raise ValueError(f"{dataset} holds {len(images)} images and labels of shape {list(labels.shape)} and type {labels.dtype}: labels must be [N] integers.")
     return images, labels
 
-# %% ../nbs/00_data.ipynb #01d69e4a
+# %% ../nbs/00_data.ipynb #4cb3cb0f
 def image_grid(
     images,       # uint8 [N, 3, H, W]
     n_columns=8,  # images a row
     padding=2,    # white pixels between images
-):                 # uint8 [H', W', 3], ready for `imshow`
+):                 # uint8 [H', W', 3], ready for imshow
     "Images laid out in rows on white."
     return make_grid(images, nrow=n_columns, padding=padding, pad_value=255).permute(1, 2, 0).numpy()

@@ -143,15 +143,15 @@ def params_per_pixel(
     "How many numbers a pixel the network must produce."
     return {"dmol": 10 * (n_mixtures or 0), "softmax": 768}[likelihood]
 
-# %% ../nbs/01_logistic_mixture.ipynb #9ae4e50b
+# %% ../nbs/01_logistic_mixture.ipynb #e5c204ca
 def bits_per_dim(
-    nats, # negative log-likelihood, summed over `dims` colour values, in nats
+    nats, # negative log-likelihood, summed over dims colour values, in nats
     dims, # how many colour values: images x height x width x 3
 ):
     "Nats as bits per dimension."
     return nats / (dims * math.log(2))
 
-# %% ../nbs/01_logistic_mixture.ipynb #8f3548ef
+# %% ../nbs/01_logistic_mixture.ipynb #bcb4ad2f
 def scaled(images): # uint8 [B, 3, H, W] -> float [B, 3, H, W] in -1..1
     "Bytes on the [-1, 1] axis; raises `TypeError` for anything but bytes."
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -180,18 +180,18 @@ class AutoregressiveModel(nn.Module):
         "What a subclass writes: `forward` on scaled pixels."
         raise NotImplementedError
 
-    def decoder(self, batch_size): # -> an object with `step(pixel)`: [B, 3] or None -> [B, n_params], and `fill(pixels)`
+    def decoder(self, batch_size): # -> an object with step(pixel): [B, 3] or None -> [B, n_params], and fill(pixels)
         "A decoder at the first pixel of `batch_size` new images."
         return RecomputingDecoder(self, batch_size)
 
     def initialize(self, images): # uint8 [B, 3, H, W]
         "Adapt the initial weights to a batch of training images; by default, nothing."
 
-# %% ../nbs/01_logistic_mixture.ipynb #7be411d0
+# %% ../nbs/01_logistic_mixture.ipynb #0055c022
 class RecomputingDecoder:
     "Grows images of any model the plain way: for every pixel, `forward` on all rows so far."
     def __init__(self,
-        model,      # an `AutoregressiveModel`
+        model,      # an AutoregressiveModel
         batch_size, # images that grow together
     ):
         self.model, self.t = model, 0
@@ -214,17 +214,17 @@ class RecomputingDecoder:
         self.t += 1
         return self.model(self.images[:, :, :row + 1])[:, row, column]
 
-# %% ../nbs/01_logistic_mixture.ipynb #5c71f0e1
+# %% ../nbs/01_logistic_mixture.ipynb #1b14074d
 def nats(
     params,     # [B, H, W, n_params], a model's answer to the images
     images,     # uint8 [B, 3, H, W]
-    likelihood, # the model's `likelihood`
+    likelihood, # the model's likelihood
 ):              # [B]
     "Negative log-likelihood of each image, in nats (Eq. 1)."
     return -likelihood(params).log_prob(images.permute(0, 2, 3, 1)).sum((1, 2))
 
 def receptive_field(
-    model,  # an `AutoregressiveModel`
+    model,  # an AutoregressiveModel
     images, # uint8 [B, 3, H, W]
     target, # (row, column)
 ):          # [H, W]

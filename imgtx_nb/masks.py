@@ -76,9 +76,9 @@ def _at_least(name, value, least):
 # %% ../nbs/02_masks.ipynb #d50c25c6
 SCHEMES = {"local_2d": local_2d, "local_1d": local_1d, "non_local": non_local}
 
-# %% ../nbs/02_masks.ipynb #ff5cee48
+# %% ../nbs/02_masks.ipynb #111c7cb9
 def scheme_picture(
-    scheme,        # a `Scheme`
+    scheme,        # a Scheme
     query,         # (row, column) of the query
     height, width, # size of the picture in pixels
 ):                 # int [height, width]: 0 masked, 1 attended, 2 the query

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from .logistic_mixture import AutoregressiveModel
 
-# %% ../nbs/05_pixelcnnpp.ipynb #953e0407
+# %% ../nbs/05_pixelcnnpp.ipynb #64f462f5
 class CausalConv2d(nn.Module):
     "A weight-normalised convolution that sees no row below and, if `right`, no column to the right."
     def __init__(self,
@@ -38,7 +38,7 @@ class CausalConvTranspose2d(nn.Module):
     def __init__(self,
         n_in, n_out, # channels
         kernel,      # (rows, columns)
-        right=False, # as in `CausalConv2d`
+        right=False, # as in CausalConv2d
     ):
         super().__init__()
         self.left = 0 if right else kernel[1] // 2
@@ -55,7 +55,7 @@ def _normed(conv, init_scale=1.0, dim=0):
     conv.init_scale = init_scale
     return conv
 
-# %% ../nbs/05_pixelcnnpp.ipynb #4611d876
+# %% ../nbs/05_pixelcnnpp.ipynb #34e3bd24
 def concat_elu(x): # [B, C, H, W] -> [B, 2 C, H, W]
     "ELU of x and of -x, side by side."
     return F.elu(torch.cat([x, -x], 1))
@@ -65,7 +65,7 @@ class GatedResnet(nn.Module):
     def __init__(self,
         n_filters,        # channels
         right,            # the right stream's 2 x 2 convolutions, or the down stream's 2 x 3?
-        n_shortcuts=0,    # how many times `n_filters` channels the shortcut has
+        n_shortcuts=0,    # how many times n_filters channels the shortcut has
         dropout=0.5,      # elementwise, after the first convolution
     ):
         super().__init__()
@@ -85,7 +85,7 @@ class GatedResnet(nn.Module):
         value, gate = self.second(self.dropout(concat_elu(hidden))).chunk(2, 1)
         return x + value * gate.sigmoid()
 
-# %% ../nbs/05_pixelcnnpp.ipynb #c06ba9e7
+# %% ../nbs/05_pixelcnnpp.ipynb #33764eed
 class StreamPair(nn.Module):
     "One gated block of the down stream and one of the right stream, which looks at the first."
     def __init__(self,
@@ -105,7 +105,7 @@ class StreamPair(nn.Module):
 
 class Resample(nn.Module):
     "Halve or double the resolution of both streams."
-    def __init__(self, n_filters, conv, **kwargs): # conv: `CausalConv2d` with stride 2 or `CausalConvTranspose2d`
+    def __init__(self, n_filters, conv, **kwargs): # conv: CausalConv2d with stride 2 or CausalConvTranspose2d
         super().__init__()
         self.down = conv(n_filters, n_filters, (2, 3), **kwargs)
         self.right = conv(n_filters, n_filters, (2, 2), right=True, **kwargs)
@@ -114,7 +114,7 @@ class Resample(nn.Module):
         "Both streams at the next resolution."
         return self.down(streams[0]), self.right(streams[1])
 
-# %% ../nbs/05_pixelcnnpp.ipynb #08e2b2c0
+# %% ../nbs/05_pixelcnnpp.ipynb #659aad5c
 class PixelCNNpp(AutoregressiveModel):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -158,7 +158,7 @@ class PixelCNNpp(AutoregressiveModel):
         params = self.head(F.elu(streams[1]))
         return params[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
 
-    def decoder(self, batch_size): # -> `PixelCNNppDecoder`
+    def decoder(self, batch_size): # -> PixelCNNppDecoder
         "A cached decoder at the first pixel of `batch_size` new images."
         return PixelCNNppDecoder(self, batch_size)
 
@@ -179,11 +179,11 @@ def _standardize(conv, inputs, output):
     conv.bias.mul_(scale).add_(shift)
     return output * scale[:, None, None] + shift[:, None, None]
 
-# %% ../nbs/05_pixelcnnpp.ipynb #fde07aee
+# %% ../nbs/05_pixelcnnpp.ipynb #3d34e81d
 class CachedConv2d:
     "A `CausalConv2d` or its transposed twin, for one row of the down stream or one position of the right stream at a time."
     def __init__(self,
-        layer,      # a `CausalConv2d` or `CausalConvTranspose2d`
+        layer,      # a CausalConv2d or CausalConvTranspose2d
         batch_size, # images that grow together
         width,      # of the feature maps that come in
     ):
@@ -200,7 +200,7 @@ class CachedConv2d:
         if column is None: self.kept[:, -1, self.left:self.left + x.shape[1]] = x
         else: self.kept[:, -1, self.left + column] = x
 
-    def __call__(self, x, column=None): # as for `remember` -> [B, W / stride, C'] or [B, C']
+    def __call__(self, x, column=None): # as for remember -> [B, W / stride, C'] or [B, C']
         "The convolution over the new row, or at the new position."
         self.remember(x, column)
         if column is not None: return torch.addmm(self.bias, self.kept[:, :, column:column + self.n_columns].flatten(1), self.matrix)
@@ -213,11 +213,11 @@ class CachedConv2d:
         out = F.conv_transpose1d(x.transpose(1, 2), self.weight[:, :, row % 2], self.bias, stride=2, output_padding=1)
         return out[:, :, 1:2 * x.shape[1] + 1].transpose(1, 2)
 
-# %% ../nbs/05_pixelcnnpp.ipynb #bbe331ec
+# %% ../nbs/05_pixelcnnpp.ipynb #9e5f01a6
 class CachedGatedResnet:
     "A `GatedResnet` for one row or one position at a time."
     def __init__(self,
-        block,      # a `GatedResnet`
+        block,      # a GatedResnet
         batch_size, # images that grow together
         width,      # of its feature maps
     ):
@@ -239,11 +239,11 @@ class CachedGatedResnet:
 def _concat_elu_last(x):
     return F.elu(torch.cat([x, -x], -1))
 
-# %% ../nbs/05_pixelcnnpp.ipynb #dd66b3f5
+# %% ../nbs/05_pixelcnnpp.ipynb #fae86e5b
 class CachedStream:
     "The down or the right stream of a `PixelCNNpp` at one resolution and, below it, at the coarser ones."
     def __init__(self,
-        model,      # a `PixelCNNpp`
+        model,      # a PixelCNNpp
         name,       # "down" or "right"
         batch_size, # images that grow together
         width,      # of the feature maps, a multiple of 4 at the finest resolution
@@ -287,11 +287,11 @@ class CachedStream:
             self.coarse[:, slice(None) if column is None else where[1]] = new
         return self.finer.spread(self.coarse if column is None else self.coarse[:, column // 2], row, column)
 
-# %% ../nbs/05_pixelcnnpp.ipynb #daea93ef
+# %% ../nbs/05_pixelcnnpp.ipynb #a565a0f5
 class PixelCNNppDecoder:
     "Grows images pixel by pixel and computes only what the newest pixel makes known."
     def __init__(self,
-        model,      # a `PixelCNNpp`; its weights are copied, with their norms folded in
+        model,      # a PixelCNNpp; its weights are copied, with their norms folded in
         batch_size, # images that grow together
     ):
         _, self.height, self.width = model.image_shape

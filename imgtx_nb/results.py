@@ -79,15 +79,15 @@ def table_row(
             "dataset": f"{Path(data['name']).stem} ({data['train_images']:,} training, {data['test_images']:,} test images)",
             "scale": summary["scale"], "hardware": summary["hardware"], "commit": summary["commit"], "run": path.name}
 
-# %% ../nbs/09_results.ipynb #f324c5bc
+# %% ../nbs/09_results.ipynb #3c560518
 def table1(
     folders, # the folders of the runs, in the order of the rows
-):           # a `DataFrame`
+):           # a DataFrame
     "Table 1: a row for each run."
     return pd.DataFrame([table_row(f) for f in folders])
 
 def where_from(
-    table,                                              # what `table1` returned
+    table,                                              # what table1 returned
     columns=("dataset", "scale", "hardware", "commit"), # what to tell
 ):                                                      # text
     "What the rows share, or in what they differ, in a phrase for titles."
@@ -95,7 +95,7 @@ def where_from(
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
 
 def table1_markdown(
-    table, # what `table1` returned
+    table, # what table1 returned
 ):         # markdown
     "Table 1 for people: the paper's number beside ours, and under it what it was measured on."
     shown = pd.DataFrame({
@@ -140,11 +140,11 @@ def draw_curves(
     ax.legend(title="dots: validation; thin: training", fontsize=8, title_fontsize=8)
     return fig
 
-# %% ../nbs/09_results.ipynb #e4cc45da
+# %% ../nbs/09_results.ipynb #4d407fd8
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go
-):               # Table 1, a `DataFrame`
+):               # Table 1, a DataFrame
     "Write `table1.csv`, `table1.md`, figure 1 (the schemes), a figure of samples for each model, and the learning curves."
     table, results = table1(folders), Path(results_dir)
     table.to_csv(results/"table1.csv", index=False)
@@ -158,12 +158,12 @@ def write_results(
     keep(draw_curves(folders, f"Learning curves on {where_from(table, ('dataset', 'scale'))}"), "learning_curves.png")
     return table
 
-def schemes_of(configs): # `RunConfig`s -> their distinct `Scheme`s
+def schemes_of(configs): # RunConfigs -> their distinct Schemes
     "The attention schemes that some runs use, each once."
     used = (SCHEMES[c.attention](**{f.name: getattr(c, f.name) for f in fields(SCHEMES[c.attention])}) for c in configs if c.attention)
     return [*dict.fromkeys(used)]
 
-def title_of(row): # a row of `table1` -> text
+def title_of(row): # a row of table1 -> text
     "A model, its bits/dim, and on what, in two lines."
     scheme = f", {row['scheme']}" if row["scheme"] != "-" else ""
     return f"{row['model']}{scheme}: {row['bits_per_dim']:.3f} bits/dim\n{row['dataset']}, scale {row['scale']}, {row['steps']:,} steps"

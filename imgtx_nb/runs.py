@@ -75,7 +75,7 @@ class RunConfig:
         check_together(self, given)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
 
-# %% ../nbs/06_runs.ipynb #cf1ba17a
+# %% ../nbs/06_runs.ipynb #1ac0c079
 SCALES = {
     "paper": {},
     "laptop": {"transformer": dict(batch_size=8, max_steps=2500, warmup_steps=100, ema_decay=.999, eval_every=500),
@@ -86,7 +86,7 @@ SCALES = {
 }
 
 def defaults(
-    config, # a `RunConfig` in which at least scale, model and likelihood are set
+    config, # a RunConfig in which at least scale, model and likelihood are set
 ):          # a dictionary
     "The values of what was left out, for this model and scale; settings of other models are absent."
     attention = config.attention or ("local_2d" if config.model == "transformer" else None)
@@ -99,11 +99,11 @@ def defaults(
     if "warmup_steps" in values: values["warmup_steps"] = min(values["warmup_steps"], max(1, max_steps // 5))
     return values
 
-# %% ../nbs/06_runs.ipynb #d11e0c3f
+# %% ../nbs/06_runs.ipynb #fd21e210
 KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
 
 def checked(
-    f,     # a dataclass field of `RunConfig`
+    f,     # a dataclass field of RunConfig
     value, # what was given for it
 ):         # the value, as the field's type
     "A value of a field's type and within its range; raises `ValueError` in one sentence."
@@ -120,7 +120,7 @@ def checked(
     return value
 
 def check_together(
-    config, # a `RunConfig` with every value in its own range
+    config, # a RunConfig with every value in its own range
     given,  # the names that were given explicitly
 ):
     "Refuse combinations that mean nothing with a `ValueError`."
@@ -134,15 +134,15 @@ def check_together(
     if config.run_name is not None and not re.fullmatch(r"\w[\w.-]*", config.run_name):
         raise ValueError(f"run_name is {config.run_name!r}: it names a folder, so use letters, digits, '.', '_' and '-' alone.")
 
-def default_name(config): # a `RunConfig` -> its folder's name
+def default_name(config): # a RunConfig -> its folder's name
     "The name of a run: what distinguishes a row of the study, the data and the scale."
     scheme = config.attention and "-".join([config.attention, *(str(getattr(config, f.name)) for f in fields(SCHEMES[config.attention]))])
     softmax = "softmax" if config.likelihood == "softmax" else None
     return "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in (scheme or config.model, softmax, Path(config.dataset).stem, config.scale) if part)
 
-# %% ../nbs/06_runs.ipynb #7a091368
+# %% ../nbs/06_runs.ipynb #cd616b66
 def notebook_parameters(
-    namespace, # a notebook's `globals()`, after its parameters cell
+    namespace, # a notebook's globals(), after its parameters cell
 ):             # a dictionary
     "The parameters that a notebook has: its public plain values, whether its own cell set them or papermill did."
     plain = (str, int, float, bool, list, dict, tuple, type(None))
@@ -158,13 +158,13 @@ def refuse_unknown(
             near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, known, 1, 0)
             raise ValueError(f"{name} is not a parameter: did you mean {near[0]}? The parameters are {', '.join(known)}.")
 
-def config_from(parameters): # a dictionary -> a `RunConfig`
+def config_from(parameters): # a dictionary -> a RunConfig
     "A config from named parameters; raises `ValueError` for names that do not exist as well as for wrong values."
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
-# %% ../nbs/06_runs.ipynb #031f30d7
-def refuse_small(config, image_shape): # a `RunConfig`, (3, height, width)
+# %% ../nbs/06_runs.ipynb #9fccf0e5
+def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
     _, height, width = image_shape
     given = f"the images are {height} x {width}: use larger images or a smaller"
@@ -172,9 +172,9 @@ def refuse_small(config, image_shape): # a `RunConfig`, (3, height, width)
     if config.attention == "local_1d" and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
 
 def build_model(
-    config,      # a `RunConfig`
+    config,      # a RunConfig
     image_shape, # (3, height, width) of the images
-):               # an `AutoregressiveModel` with fresh weights
+):               # an AutoregressiveModel with fresh weights
     "The model that a config describes, for images of a shape; raises `ValueError` if they are smaller than its window."
     take = lambda *names: {name: getattr(config, name) for name in names}
     refuse_small(config, image_shape)
@@ -199,13 +199,13 @@ def write_whole(
         raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another results_dir; "
                       "what was written before is whole, and the same command goes on from there.") from None
 
-# %% ../nbs/06_runs.ipynb #9f7f4ca1
+# %% ../nbs/06_runs.ipynb #0d190298
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 class RunFolder:
     "The files of one run."
     def __init__(self,
-        config, # a `RunConfig`; the folder is results_dir/run_name, from the project's root if relative
+        config, # a RunConfig; the folder is results_dir/run_name, from the project's root if relative
     ):
         self.config, self.path = config, project_root()/Path(config.results_dir).expanduser()/config.run_name
 
@@ -240,7 +240,7 @@ class RunFolder:
         "Has the run ended, with weights?"
         return (self.path/"summary.json").exists() and (self.path/"model.safetensors").exists()
 
-    def write_metrics(self, rows): # a list of dictionaries with the keys of `METRICS`
+    def write_metrics(self, rows): # a list of dictionaries with the keys of METRICS
         "Write all metrics so far."
         write_whole(self.path/"metrics.csv", lambda part: pd.DataFrame(rows, columns=METRICS).to_csv(part, index=False))
 
@@ -248,13 +248,13 @@ class RunFolder:
         "Write the outcome: the last file of a run."
         write_whole(self.path/"summary.json", lambda part: part.write_text(json.dumps(summary, indent=1)))
 
-    def write_weights(self, model): # an `AutoregressiveModel`
+    def write_weights(self, model): # an AutoregressiveModel
         "Write the weights, with the shape of the images that they were trained on."
         weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         write_whole(self.path/"model.safetensors",
                     lambda part: save_file(weights, part, metadata={"image_shape": json.dumps(model.image_shape)}))
 
-    def write_checkpoint(self, step, state): # state: what `torch.load` can read with weights_only
+    def write_checkpoint(self, step, state): # state: what torch.load can read with weights_only
         "Write a checkpoint and forget all but the newest two."
         write_whole(self.path/f"checkpoint-{step:07}.pt", lambda part: torch.save(state, part))
         for old in self.checkpoints()[2:]: old.unlink()
@@ -269,14 +269,14 @@ class RunFolder:
             try: return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as e: warnings.warn(f"{path} cannot be read ({type(e).__name__}) and is passed over.")
 
-# %% ../nbs/06_runs.ipynb #34117051
+# %% ../nbs/06_runs.ipynb #b46aa297
 def commit():
     "The commit of the project's working tree, with a mark if it has changed since; \"unknown\" outside git."
     git = lambda *args: subprocess.run(["git", "-C", project_root(), *args], capture_output=True, text=True, check=True).stdout.strip()
     try: return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "nbs", "imgtx_nb") else "")
     except (OSError, subprocess.CalledProcessError): return "unknown"
 
-def hardware(device): # a `torch.device`
+def hardware(device): # a torch.device
     "The processor, or the GPU, that a run used."
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -287,10 +287,10 @@ def versions():
     "Versions that numbers depend on."
     return {"python": platform.python_version(), "torch": torch.__version__, "imgtx_nb": imgtx_nb.__version__}
 
-# %% ../nbs/06_runs.ipynb #acc9dd52
+# %% ../nbs/06_runs.ipynb #438336ab
 def load_run(
     folder, # a run folder
-):          # the model, in evaluation mode, and its `RunConfig`
+):          # the model, in evaluation mode, and its RunConfig
     "A trained model from its folder; raises `FileNotFoundError` or `ValueError` in one sentence."
     path = find_path(folder) or Path(folder)
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]

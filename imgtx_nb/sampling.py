@@ -9,10 +9,10 @@ __all__ = ['grow', 'check_temperature', 'sample', 'complete']
 import torch
 from tqdm.std import tqdm
 
-# %% ../nbs/08_sampling.ipynb #ccda0a82
+# %% ../nbs/08_sampling.ipynb #e3a16e65
 @torch.no_grad()
 def grow(
-    model,           # an `AutoregressiveModel`
+    model,           # an AutoregressiveModel
     given,           # integers [B, T, 3]: the first T pixels in raster order
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # of the draws; the global random state is left alone
@@ -36,9 +36,9 @@ def check_temperature(temperature):
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature!r}: it must be a number above 0; 1 samples the model's own distribution.")
 
-# %% ../nbs/08_sampling.ipynb #4f683798
+# %% ../nbs/08_sampling.ipynb #efe37f1d
 def sample(
-    model,                # an `AutoregressiveModel`
+    model,                # an AutoregressiveModel
     n,                    # how many images
     first_pixel="random", # "random": uniform over all colours; "model": drawn from the model
     temperature=1.0,      # sharper below 1, flatter above
@@ -51,14 +51,14 @@ def sample(
     first = torch.randint(0, 256, (n, 1, 3), generator=generator)
     return grow(model, first if first_pixel == "random" else first[:, :0], temperature, seed)
 
-# %% ../nbs/08_sampling.ipynb #6f2375cb
+# %% ../nbs/08_sampling.ipynb #1fc359f0
 def complete(
-    model,           # an `AutoregressiveModel`
+    model,           # an AutoregressiveModel
     images,          # uint8 [N, 3, H, W], of the shape that the model was built for
     rows,            # how many of the upper rows to keep, 0 to H
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
-):                   # uint8 [N, 3, H, W], the first `rows` rows kept
+):                   # uint8 [N, 3, H, W], the first rows rows kept
     "Continue images from their upper rows; raises `ValueError` or `TypeError` in one sentence."
     if images.dtype != torch.uint8: raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1:] != model.image_shape or not len(images):

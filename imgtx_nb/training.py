@@ -41,9 +41,9 @@ def batch_indices(
 def _permutation(n_images, seed, epoch):
     return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
-# %% ../nbs/07_training.ipynb #127a37f4
+# %% ../nbs/07_training.ipynb #db069960
 def learning_rate(
-    config, # a `RunConfig`
+    config, # a RunConfig
     step,   # counts from 0
 ):
     "The learning rate of a step."
@@ -52,17 +52,17 @@ def learning_rate(
 
 def make_optimizer(
     model,  # any module
-    config, # a `RunConfig`
+    config, # a RunConfig
 ):
     "Adam as published for each model."
     betas, eps = ((.95, .9995), 1e-8) if config.model == "pixelcnnpp" else ((.9, .98), 1e-9)
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=eps, fused=True)
 
-# %% ../nbs/07_training.ipynb #15d5ad58
+# %% ../nbs/07_training.ipynb #0584126d
 def averaged(
     model, # any module
     decay, # of the average, 0 to 1
-):         # an `AveragedModel`
+):         # an AveragedModel
     "A moving average of a model's weights, whose memory grows to `decay`."
     @torch.no_grad()
     def update(means, weights, n_averaged):
@@ -70,10 +70,10 @@ def averaged(
         torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
     return AveragedModel(model, multi_avg_fn=update)
 
-# %% ../nbs/07_training.ipynb #74c5c7d1
+# %% ../nbs/07_training.ipynb #3462f17f
 @torch.no_grad()
 def evaluate(
-    model,         # an `AutoregressiveModel`
+    model,         # an AutoregressiveModel
     images,        # uint8 [N, 3, H, W]
     batch_size=32, # images at a time; no number depends on it
 ):                 # bits per dimension, a float
@@ -88,13 +88,13 @@ def evaluate(
     model.train(was_training)
     return bits_per_dim(reduce(total, "sum").item(), images.numel())
 
-# %% ../nbs/07_training.ipynb #92ee4f9b
+# %% ../nbs/07_training.ipynb #f2124301
 class Trainer:
     "A model, its optimiser and its average, and how a step changes them."
     def __init__(self,
-        config,      # a `RunConfig`
+        config,      # a RunConfig
         images,      # uint8 [N, 3, H, W], the training images
-        accelerator, # an `accelerate.Accelerator`
+        accelerator, # an accelerate.Accelerator
     ):
         torch.manual_seed(config.seed)
         self.config, self.accelerator, self.images = config, accelerator, images.to(accelerator.device)
@@ -134,15 +134,15 @@ class Trainer:
         "Everything that the next step depends on."
         return {"model": self.raw.state_dict(), "optimizer": self.optimizer.state_dict(), "mean": self.mean and self.mean.state_dict()}
 
-    def load_state_dict(self, state): # what `state_dict` returned
+    def load_state_dict(self, state): # what state_dict returned
         "Go on from there."
         self.raw.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.mean: self.mean.load_state_dict(state["mean"])
 
-# %% ../nbs/07_training.ipynb #d9c2e302
+# %% ../nbs/07_training.ipynb #19e331fc
 def fit(
-    config, # a `RunConfig`
+    config, # a RunConfig
 ):          # the path of the run folder
     "Train a run, or resume it; raises `FloatingPointError` if the loss is not finite, and what `load_images` raises."
     keep_heap()
@@ -166,10 +166,10 @@ def fit(
         accelerator.wait_for_everyone()
     return run.path
 
-# %% ../nbs/07_training.ipynb #f7669415
+# %% ../nbs/07_training.ipynb #8100d3c1
 def train(
-    trainer,     # a `Trainer`
-    progress,    # a `Progress`, at the step to go on from
+    trainer,     # a Trainer
+    progress,    # a Progress, at the step to go on from
     valid,       # uint8 [N, 3, H, W], validation images
     interrupted, # a function: has the user asked to stop?
 ):
@@ -201,11 +201,11 @@ def interrupts():
         try: yield lambda: bool(asked)
         finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/07_training.ipynb #86b4b8f4
+# %% ../nbs/07_training.ipynb #112dc4f0
 class Progress:
     "Metrics of a run, its progress bar, and when it was last saved."
     def __init__(self,
-        run,     # a `RunFolder`
+        run,     # a RunFolder
         writing, # is this the process that writes?
     ):
         self.run, self.writing, self.step, self.rows, self.best = run, writing, 0, [], math.inf
@@ -220,7 +220,7 @@ class Progress:
         "What a resumed run needs to write the same metrics."
         return {"step": self.step, "rows": self.rows, "best": self.best, "checked": self.checked}
 
-    def load_state_dict(self, state): # what `state_dict` returned
+    def load_state_dict(self, state): # what state_dict returned
         "Go on from there."
         self.step, self.rows, self.best, self.checked = state["step"], state["rows"], state["best"], state["checked"]
         self.bar.update(self.step)
@@ -266,13 +266,13 @@ class Progress:
         "Has it been five minutes since the last checkpoint?"
         return time.monotonic() - self.saved > 300
 
-    def save(self, trainer): # a `Trainer`
+    def save(self, trainer): # a Trainer
         "Write a checkpoint."
         if self.writing: self.run.write_checkpoint(self.step, {"trainer": trainer.state_dict(), "progress": self.state_dict()})
         self.saved = self.started = time.monotonic()
 
-# %% ../nbs/07_training.ipynb #329c31c0
-def make_accelerator(config): # a `RunConfig` -> an `accelerate.Accelerator`
+# %% ../nbs/07_training.ipynb #dfd403d8
+def make_accelerator(config): # a RunConfig -> an accelerate.Accelerator
     "The engine: device, precision, processes; raises `ValueError` if they cannot share a batch evenly."
     wanted = {"float32": "no", "bfloat16": "bf16", "auto": "bf16" if torch.cuda.is_available() else "no"}[config.precision]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=wanted)

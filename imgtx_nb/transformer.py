@@ -28,11 +28,11 @@ def positions_2d(
     rows, columns = wave(height)[:, None].expand(-1, width, -1), wave(width).expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
 
-# %% ../nbs/04_transformer.ipynb #5e54ebd7
+# %% ../nbs/04_transformer.ipynb #04c94723
 class TransformerLayer(nn.Module):
     "Eq. 6: attention and a position-wise network, each with dropout, a residual connection and a layer norm after it."
     def __init__(self,
-        scheme,  # a `Scheme`
+        scheme,  # a Scheme
         d_model, # width of the layer
         n_heads, # heads of the attention
         d_ff,    # width of the position-wise network's hidden layer
@@ -51,12 +51,12 @@ class TransformerLayer(nn.Module):
         x = self.attention_norm(x + self.dropout(attend(x)))
         return self.network_norm(x + self.dropout(self.network(x)))
 
-# %% ../nbs/04_transformer.ipynb #08632411
+# %% ../nbs/04_transformer.ipynb #55aa2b8e
 class ImageTransformer(AutoregressiveModel):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
         image_shape,       # (3, height, width) of the images that the decoder grows
-        scheme,            # a `Scheme`
+        scheme,            # a Scheme
         likelihood="dmol", # "dmol" or "softmax"
         n_mixtures=10,     # logistics in the mixture, for "dmol"
         n_layers=6,        # layers
@@ -92,15 +92,15 @@ class ImageTransformer(AutoregressiveModel):
         for layer in self.layers: x = layer(x, lambda x: layer.attention(x, height, width))
         return self.head(x).unflatten(1, (height, width))
 
-    def decoder(self, batch_size): # -> `TransformerDecoder`
+    def decoder(self, batch_size): # -> TransformerDecoder
         "A cached decoder at the first pixel of `batch_size` new images."
         return TransformerDecoder(self, batch_size)
 
-# %% ../nbs/04_transformer.ipynb #e1c4f47b
+# %% ../nbs/04_transformer.ipynb #0c774f4d
 class TransformerDecoder:
     "Grows images pixel by pixel, at a cost per pixel that the size of the picture does not enter."
     def __init__(self,
-        model,      # an `ImageTransformer`
+        model,      # an ImageTransformer
         batch_size, # images that grow together
     ):
         self.model, (_, height, width) = model, model.image_shape
