@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'NAMES', 'draw_run', 'save_sheet', 'read_sheet', 'scheme_of', 'table_row', 'table1', 'where_from',
-           'table1_markdown', 'draw_samples', 'draw_curves', 'write_results', 'schemes_of', 'title_of']
+           'markdown_table', 'table1_markdown', 'draw_samples', 'draw_curves', 'write_results', 'schemes_of',
+           'title_of']
 
 # %% ../nbs/09_results.ipynb #eb134f8e
 import json
@@ -53,11 +54,11 @@ def read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row of
     rows = sheet.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     return [*rows.permute(0, 2, 4, 1, 3)]
 
-# %% ../nbs/09_results.ipynb #bd1d5995
+# %% ../nbs/09_results.ipynb #0a014914
 PUBLISHED = {"pixelcnnpp": 3.09, "local_1d(block_length=256)": 3.16, "local_2d(kernel_size=4)": 3.28, "local_2d(kernel_size=6)": 3.23}
 NAMES = {"local_2d": "2D local Transformer", "local_1d": "1D local Transformer", "non_local": "non-local Transformer", "pixelcnnpp": "PixelCNN++"}
 
-def scheme_of(config): # a `RunConfig` -> text, or "pixelcnnpp"
+def scheme_of(config): # a RunConfig -> text, or "pixelcnnpp"
     "The attention scheme with its parameters, as the scheme itself prints them."
     if config.model == "pixelcnnpp": return "pixelcnnpp"
     scheme = SCHEMES[config.attention]
@@ -79,7 +80,7 @@ def table_row(
             "dataset": f"{Path(data['name']).stem} ({data['train_images']:,} training, {data['test_images']:,} test images)",
             "scale": summary["scale"], "hardware": summary["hardware"], "commit": summary["commit"], "run": path.name}
 
-# %% ../nbs/09_results.ipynb #3c560518
+# %% ../nbs/09_results.ipynb #33a24fb6
 def table1(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
@@ -94,6 +95,12 @@ def where_from(
     tell = {"dataset": "{}", "scale": "scale {}", "hardware": "{}", "commit": "commit {}"}
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
 
+def markdown_table(
+    frame, # a DataFrame of text
+):         # markdown
+    "A table for people."
+    return "\n".join("| " + " | ".join(row) + " |" for row in ([*frame], ["---"] * frame.shape[1], *frame.values.tolist()))
+
 def table1_markdown(
     table, # what table1 returned
 ):         # markdown
@@ -102,8 +109,8 @@ def table1_markdown(
         "model": table.model, "parameters of the scheme": table.scheme, "parameters": table.n_parameters.map("{:,}".format), "size, MB": table.size_mb.map("{:.1f}".format),
         "loss": table.loss, "bits/dim": table.bits_per_dim.map("{:.3f}".format), "paper's bits/dim": table.paper_bits_per_dim.map(lambda b: "-" if pd.isna(b) else f"{b:.2f}"),
         "steps": table.steps.map("{:,}".format), "images/s": table.images_per_second.map("{:.1f}".format)})
-    lines = [" | ".join(["", *row, ""]).strip() for row in ([*shown], ["---"] * shown.shape[1], *shown.values.tolist())]
-    return "\n".join([*lines, "", f"Exact test bits/dim on {where_from(table)}. The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size."])
+    return (f"{markdown_table(shown)}\n\nExact test bits/dim on {where_from(table)}. "
+            "The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size.")
 
 # %% ../nbs/09_results.ipynb #d2ef3696
 def draw_samples(

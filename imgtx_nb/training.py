@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizer', 'averaged', 'evaluate', 'Trainer', 'fit', 'train', 'interrupts',
            'Progress', 'make_accelerator', 'summarize', 'keep_heap']
 
-# %% ../nbs/07_training.ipynb #044c82c7
+# %% ../nbs/07_training.ipynb #622b8343
 import ctypes
 import math
 import signal
@@ -23,7 +23,7 @@ from tqdm.std import tqdm
 
 from .data import load_images
 from .logistic_mixture import bits_per_dim, nats
-from .runs import RunFolder, build_model, commit, hardware, load_run, versions
+from .runs import RunFolder, build_model, commit, hardware, load_run, refuse_small, versions
 
 # %% ../nbs/07_training.ipynb #e6325584
 def batch_indices(
@@ -70,15 +70,16 @@ def averaged(
         torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
     return AveragedModel(model, multi_avg_fn=update)
 
-# %% ../nbs/07_training.ipynb #3462f17f
+# %% ../nbs/07_training.ipynb #43d0dc17
 @torch.no_grad()
 def evaluate(
     model,         # an AutoregressiveModel
     images,        # uint8 [N, 3, H, W]
     batch_size=32, # images at a time; no number depends on it
 ):                 # bits per dimension, a float
-    "The exact bits per dimension of a set of images; raises `ValueError` if there are none."
+    "The exact bits per dimension of a set of images; raises `ValueError` if there are none, `TypeError` if they are not bytes."
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
+    if type(batch_size) is not int or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
     state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -140,7 +141,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.mean: self.mean.load_state_dict(state["mean"])
 
-# %% ../nbs/07_training.ipynb #19e331fc
+# %% ../nbs/07_training.ipynb #e0072874
 def fit(
     config, # a RunConfig
 ):          # the path of the run folder
@@ -149,6 +150,9 @@ def fit(
     accelerator = make_accelerator(config)
     with accelerator.main_process_first():
         images = {split: load_images(config.dataset, split, config.data_root)[0] for split in ("train", "valid", "test")}
+        shapes = {split: tuple(x.shape[1:]) for split, x in images.items()}
+        if len({*shapes.values()}) > 1: raise ValueError(f"{config.dataset} has images of different shapes, {shapes}: all splits need one shape.")
+        refuse_small(config, shapes["train"])
         run = RunFolder(config)
         run.open()
     if run.done: return run.path
