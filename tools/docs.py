@@ -1,6 +1,8 @@
 "Render the documentation site to `_docs`: with Quarto if it is installed, else with smalldocs."
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from nbdev.config import get_config
 from nbdev.quarto import nbdev_docs, refresh_quarto_yml
@@ -12,7 +14,7 @@ if __name__ == "__main__":
     else:
         refresh_quarto_yml()
         cache = proc_nbs(n_workers=2, force=True)
-        subprocess.run(["smalldocs", "render", cache], check=True)
+        subprocess.run([Path(sys.executable).parent/"smalldocs", "render", cache], check=True)
         shutil.rmtree(site, ignore_errors=True)
         shutil.move(cache/site.name, site)
     print(f"The site is in {site}: open {site/'index.html'}")
