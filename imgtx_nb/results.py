@@ -7,7 +7,7 @@ __all__ = ['PUBLISHED', 'NAMES', 'draw_run', 'save_sheet', 'read_sheet', 'scheme
            'markdown_table', 'table1_markdown', 'draw_samples', 'draw_curves', 'write_results', 'schemes_of',
            'title_of']
 
-# %% ../nbs/09_results.ipynb #eb134f8e
+# %% ../nbs/09_results.ipynb #3fa7e8cf
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 
 from .data import find_path, image_grid, load_images
 from .masks import SCHEMES, draw_schemes
-from .runs import config_from, load_run, write_whole
+from .runs import build_scheme, config_from, load_run, write_whole
 from .sampling import complete, sample
 
 # %% ../nbs/09_results.ipynb #8e203839
@@ -54,15 +54,13 @@ def read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row of
     rows = sheet.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     return [*rows.permute(0, 2, 4, 1, 3)]
 
-# %% ../nbs/09_results.ipynb #0a014914
+# %% ../nbs/09_results.ipynb #2e98177f
 PUBLISHED = {"pixelcnnpp": 3.09, "local_1d(block_length=256)": 3.16, "local_2d(kernel_size=4)": 3.28, "local_2d(kernel_size=6)": 3.23}
 NAMES = {"local_2d": "2D local Transformer", "local_1d": "1D local Transformer", "non_local": "non-local Transformer", "pixelcnnpp": "PixelCNN++"}
 
 def scheme_of(config): # a RunConfig -> text, or "pixelcnnpp"
     "The attention scheme with its parameters, as the scheme itself prints them."
-    if config.model == "pixelcnnpp": return "pixelcnnpp"
-    scheme = SCHEMES[config.attention]
-    return repr(scheme(**{f.name: getattr(config, f.name) for f in fields(scheme)}))
+    return repr(build_scheme(config)) if config.attention else config.model
 
 def table_row(
     folder, # the folder of a run that is done
@@ -147,7 +145,7 @@ def draw_curves(
     ax.legend(title="dots: validation; thin: training", fontsize=8, title_fontsize=8)
     return fig
 
-# %% ../nbs/09_results.ipynb #4d407fd8
+# %% ../nbs/09_results.ipynb #37670626
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go
@@ -167,8 +165,7 @@ def write_results(
 
 def schemes_of(configs): # RunConfigs -> their distinct Schemes
     "The attention schemes that some runs use, each once."
-    used = (SCHEMES[c.attention](**{f.name: getattr(c, f.name) for f in fields(SCHEMES[c.attention])}) for c in configs if c.attention)
-    return [*dict.fromkeys(used)]
+    return [*dict.fromkeys(build_scheme(c) for c in configs if c.attention)]
 
 def title_of(row): # a row of table1 -> text
     "A model, its bits/dim, and on what, in two lines."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'KINDS', 'METRICS', 'setting', 'RunConfig', 'defaults', 'checked', 'check_together', 'default_name',
-           'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small', 'build_model', 'write_whole',
-           'RunFolder', 'commit', 'hardware', 'versions', 'load_run']
+           'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small', 'build_scheme', 'build_model',
+           'write_whole', 'RunFolder', 'commit', 'hardware', 'versions', 'load_run']
 
 # %% ../nbs/06_runs.ipynb #ff1e49cf
 import difflib
@@ -163,13 +163,18 @@ def config_from(parameters): # a dictionary -> a RunConfig
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
-# %% ../nbs/06_runs.ipynb #9fccf0e5
+# %% ../nbs/06_runs.ipynb #77583356
 def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
     _, height, width = image_shape
     given = f"the images are {height} x {width}: use larger images or a smaller"
     if config.attention == "local_2d" and config.kernel_size >= max(height, width): raise ValueError(f"kernel_size is {config.kernel_size}, but {given} kernel_size.")
     if config.attention == "local_1d" and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
+
+def build_scheme(config): # a RunConfig -> a Scheme, or None for a model without attention
+    "The attention scheme that a config names, with its parameters."
+    kind = SCHEMES.get(config.attention)
+    return kind and kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
 
 def build_model(
     config,      # a RunConfig
@@ -180,8 +185,7 @@ def build_model(
     refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
     if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"))
-    scheme = SCHEMES[config.attention]
-    return ImageTransformer(image_shape, scheme(**take(*(f.name for f in fields(scheme)))), **common, **take("n_layers", "d_model", "n_heads", "d_ff"))
+    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff"))
 
 # %% ../nbs/06_runs.ipynb #0287836e
 def write_whole(

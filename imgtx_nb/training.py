@@ -170,7 +170,7 @@ def fit(
         accelerator.wait_for_everyone()
     return run.path
 
-# %% ../nbs/07_training.ipynb #8100d3c1
+# %% ../nbs/07_training.ipynb #021233a8
 def train(
     trainer,     # a Trainer
     progress,    # a Progress, at the step to go on from
@@ -182,14 +182,15 @@ def train(
     log_every = max(1, min(100, config.max_steps // 100))
     for step in range(progress.step, config.max_steps):
         progress.add(step + 1, trainer.step(step), learning_rate(config, step), config.batch_size)
-        at_end, validate, log = step + 1 == config.max_steps, (step + 1) % config.eval_every == 0, (step + 1) % log_every == 0
-        if at_end or validate or log or interrupted(): progress.check(trainer.raw)
-        if at_end or validate: progress.validated(evaluate(trainer.scored, valid), trainer.scored)
-        if at_end or validate or log: progress.log()
-        if at_end or validate or (log and progress.overdue): progress.save(trainer)
-        if interrupted() and not at_end:
-            progress.save(trainer)
-            raise KeyboardInterrupt(f"Stopped after step {step + 1} and saved: run the same cell or command again to go on from there.")
+        at_end = step + 1 == config.max_steps
+        validate = at_end or (step + 1) % config.eval_every == 0
+        log = validate or (step + 1) % log_every == 0
+        stop = interrupted() and not at_end
+        if log or stop: progress.check(trainer.raw)
+        if validate: progress.validated(evaluate(trainer.scored, valid), trainer.scored)
+        if log: progress.log()
+        if validate or stop or (log and progress.overdue): progress.save(trainer)
+        if stop: raise KeyboardInterrupt(f"Stopped after step {step + 1} and saved: run the same cell or command again to go on from there.")
 
 # %% ../nbs/07_training.ipynb #76ee74b4
 @contextmanager
