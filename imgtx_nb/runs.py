@@ -78,7 +78,7 @@ class RunConfig:
 # %% ../nbs/06_runs.ipynb #1ac0c079
 SCALES = {
     "paper": {},
-    "laptop": {"transformer": dict(batch_size=8, max_steps=2500, warmup_steps=100, ema_decay=.999, eval_every=500),
+    "laptop": {"transformer": dict(batch_size=2, max_steps=10000, warmup_steps=100, ema_decay=.999, eval_every=1000),
                "pixelcnnpp": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=8, max_steps=2500, ema_decay=.999, eval_every=500)},
     "tiny": {"transformer": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100),
