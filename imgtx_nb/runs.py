@@ -36,7 +36,7 @@ from .transformer import ImageTransformer
 def setting(default=None, paper=None, **rules): # rules: only, choices, least, most, below, above
     return field(default=default, metadata={"paper": paper, **rules})
 
-# %% ../nbs/06_runs.ipynb #bcc908b4
+# %% ../nbs/06_runs.ipynb #f247eafe
 @dataclass(frozen=True)
 class RunConfig:
     "The parameters of one training run, with the published values as defaults; raises `ValueError` in one sentence."
@@ -56,11 +56,17 @@ class RunConfig:
     d_ff: int = setting(paper=512, only="transformer", least=1)          # width of the position-wise networks
     n_resnet: int = setting(paper=5, only="pixelcnnpp", least=1)         # residual blocks of each stream at each resolution
     n_filters: int = setting(paper=160, only="pixelcnnpp", least=1)      # channels of a stream
+    embedding: str = setting(paper="linear", only="transformer", choices=("linear", "fourier")) # what a pixel is embedded from: its three channels, or their sines and cosines too
+    positions: str = setting(paper="sinusoidal", only="transformer", choices=("sinusoidal", "learned")) # codes of rows and columns
+    norm: str = setting(paper="post", only="transformer", choices=("post", "pre")) # layer norm after a branch is added, or before it is taken
     dropout: float = setting(paper={"transformer": .1, "pixelcnnpp": .5}, least=0, below=1) # probability
     batch_size: int = setting(paper=32, least=1)                         # images a step, over all processes
     max_steps: int = setting(paper=156_250, least=1)                     # steps of the optimiser; 100 epochs of CIFAR-10
     warmup_steps: int = setting(paper=4000, only="transformer", least=1) # steps to the peak learning rate; at most a fifth of max_steps if left out
-    learning_rate: float = setting(paper=1e-3, above=0, most=10)         # peak of Adam's learning rate
+    optimizer: str = setting(paper="adam", only="transformer", choices=("adam", "muon")) # adam, or muon for the matrices inside the layers
+    schedule: str = setting(paper="inverse_sqrt", only="transformer", choices=("inverse_sqrt", "cosine")) # how the learning rate falls after its peak
+    learning_rate: float = setting(paper=1e-3, above=0, most=10)         # peak of the learning rate
+    weight_decay: float = setting(paper=0., least=0, below=1)            # decoupled, as in AdamW
     ema_decay: float = setting(paper={"transformer": 0., "pixelcnnpp": .9995}, least=0, below=1) # of the averaged weights; 0 keeps no average
     eval_every: int = setting(paper=2000, least=1)                       # steps between validations
     precision: str = setting("auto", choices=("auto", "float32", "bfloat16")) # auto: bfloat16 on CUDA, float32 on a CPU
@@ -75,10 +81,10 @@ class RunConfig:
         check_together(self, given)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
 
-# %% ../nbs/06_runs.ipynb #1ac0c079
+# %% ../nbs/06_runs.ipynb #8f4190eb
 SCALES = {
     "paper": {},
-    "laptop": {"transformer": dict(batch_size=2, max_steps=10000, warmup_steps=100, ema_decay=.999, eval_every=1000),
+    "laptop": {"transformer": dict(dropout=0., batch_size=2, max_steps=4000, warmup_steps=100, optimizer="muon", schedule="cosine", ema_decay=.999, eval_every=1000),
                "pixelcnnpp": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=8, max_steps=2500, ema_decay=.999, eval_every=500)},
     "tiny": {"transformer": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100),
@@ -163,7 +169,7 @@ def config_from(parameters): # a dictionary -> a RunConfig
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
-# %% ../nbs/06_runs.ipynb #77583356
+# %% ../nbs/06_runs.ipynb #73c60071
 def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
     _, height, width = image_shape
@@ -185,7 +191,7 @@ def build_model(
     refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
     if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"))
-    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff"))
+    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "positions", "norm"))
 
 # %% ../nbs/06_runs.ipynb #0287836e
 def write_whole(
@@ -273,7 +279,7 @@ class RunFolder:
             try: return torch.load(path, map_location="cpu", weights_only=True)
             except Exception as e: warnings.warn(f"{path} cannot be read ({type(e).__name__}) and is passed over.")
 
-# %% ../nbs/06_runs.ipynb #b46aa297
+# %% ../nbs/06_runs.ipynb #e21b920e
 def commit():
     "The commit of the project's working tree, with a mark if it has changed since; \"unknown\" outside git."
     git = lambda *args: subprocess.run(["git", "-C", project_root(), *args], capture_output=True, text=True, check=True).stdout.strip()
@@ -285,7 +291,8 @@ def hardware(device): # a torch.device
     if device.type == "cuda": return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     name = re.search(r"model name\s*:\s*(.+)", info)
-    return f"{name[1] if name else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    n = torch.get_num_threads()
+    return f"{name[1] if name else platform.processor() or platform.machine()}, {n} thread{'s' * (n > 1)}"
 
 def versions():
     "Versions that numbers depend on."
