@@ -81,10 +81,11 @@ class RunConfig:
         check_together(self, given)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
 
-# %% ../nbs/06_runs.ipynb #8f4190eb
+# %% ../nbs/06_runs.ipynb #7571790d
 SCALES = {
     "paper": {},
-    "laptop": {"transformer": dict(dropout=0., batch_size=2, max_steps=4000, warmup_steps=100, optimizer="muon", schedule="cosine", ema_decay=.999, eval_every=1000),
+    "laptop": {"transformer": dict(dropout=0., batch_size=2, max_steps=3000, warmup_steps=100, optimizer="muon", schedule="cosine",
+                                   learning_rate=3e-4, ema_decay=.999, eval_every=1000),
                "pixelcnnpp": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=8, max_steps=2500, ema_decay=.999, eval_every=500)},
     "tiny": {"transformer": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100),
@@ -209,7 +210,7 @@ def write_whole(
         raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another results_dir; "
                       "what was written before is whole, and the same command goes on from there.") from None
 
-# %% ../nbs/06_runs.ipynb #0d190298
+# %% ../nbs/06_runs.ipynb #ab8b8ca2
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 class RunFolder:
@@ -243,7 +244,7 @@ class RunFolder:
 
     def forget_outcome(self):
         "Remove what an earlier run left of its outcome: a run that starts anew has none yet."
-        for name in ("summary.json", "metrics.csv", "samples.png", "completions.png"): (self.path/name).unlink(missing_ok=True)
+        for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"): (self.path/name).unlink(missing_ok=True)
 
     @property
     def done(self):

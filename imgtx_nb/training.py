@@ -76,22 +76,25 @@ def averaged(
         torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + n) / (10 + n)))
     return AveragedModel(model, multi_avg_fn=update)
 
-# %% ../nbs/07_training.ipynb #43d0dc17
+# %% ../nbs/07_training.ipynb #7abae1d1
 @torch.no_grad()
 def evaluate(
     model,         # an AutoregressiveModel
     images,        # uint8 [N, 3, H, W]
     batch_size=32, # images at a time; no number depends on it
+    contexts=None, # uint8 [N, 3, H, W], whose pixels the model is given; the images themselves by default
 ):                 # bits per dimension, a float
     "The exact bits per dimension of a set of images; raises `ValueError` if there are none, `TypeError` if they are not bytes."
+    contexts = images if contexts is None else contexts
+    if contexts.shape != images.shape: raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: give one context for each image, of its size.")
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
     if type(batch_size) is not int or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
     state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for batch in images[state.process_index::state.num_processes].split(batch_size):
-        batch = batch.to(device)
-        total += nats(model(batch), batch, model.likelihood).double().sum()
+    own = slice(state.process_index, None, state.num_processes)
+    for batch, context in zip(images[own].split(batch_size), contexts[own].split(batch_size)):
+        total += nats(model(context.to(device)), batch.to(device), model.likelihood).double().sum()
     model.train(was_training)
     return bits_per_dim(reduce(total, "sum").item(), images.numel())
 

@@ -18,7 +18,7 @@ from imgtx_nb.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-EXPERIMENTS = {"train", "study", "benchmark"}
+EXPERIMENTS = {"train", "study", "ablations", "benchmark"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
@@ -156,9 +156,21 @@ def test_readme_commands_run(tmp_path, little_images, command):
     done = papermill(Path(notebook).stem, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
     assert done.returncode == 0, done.stderr[-3000:]
     is_study, runs = "study" in notebook, [p.parent for p in (tmp_path/"results").glob("*/summary.json")]
-    files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png"} | ({"train.ipynb"} if is_study else set())
+    files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png"} | ({"train.ipynb", "context_use.json"} if is_study else set())
     assert len(runs) == (5 if is_study else 1)
     for folder in runs: assert files <= {p.name for p in folder.iterdir()}
     if is_study:
-        assert len((tmp_path/"results"/"table1.csv").read_text().splitlines()) == 6
+        for name in ("table1.csv", "context_use.csv"): assert len((tmp_path/"results"/name).read_text().splitlines()) == 6
         assert len([*(tmp_path/"results").glob("*.png")]) == 6
+
+
+def test_ablations_change_one_thing_at_a_time():
+    cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs"/"ablations.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    scope = {}
+    exec("\n".join(cells[:cells.index(next(c for c in cells if "configs = " in c)) + 1]), scope)
+    first, *others = scope["configs"]
+    changed = lambda config: [f.name for f in fields(config) if f.name != "run_name" and getattr(config, f.name) != getattr(first, f.name)]
+    assert all(len(changed(config)) == 1 for config in others[:-1]) and len({config.run_name for config in scope["configs"]}) == len(scope["configs"])
+    paper = RunConfig()
+    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay"):
+        assert getattr(first, name) == getattr(paper, name)
