@@ -30,15 +30,18 @@ class Scheme:
         position = torch.arange(height * width)
         return self.allows(position[queries, None], position, width)
 
+    def first_keys(self, height, width): # -> [height * width]
+        "The first position that each query may attend to."
+        return _first_keys(self, height, width)
+
     def reach(self, height, width): # -> how many positions back the farthest allowed key lies
         "The longest way back that any query of the picture can look: a cache of `reach + 1` keys is enough."
-        return _reach(self, height, width)
+        return (torch.arange(height * width) - self.first_keys(height, width)).max().item()
 
 @lru_cache
-def _reach(scheme, height, width):
+def _first_keys(scheme, height, width):
     row = lambda r: slice(r * width, (r + 1) * width)
-    first = torch.cat([scheme.mask(height, width, row(r)).int().argmax(1) for r in range(height)])
-    return (torch.arange(height * width) - first).max().item()
+    return torch.cat([scheme.mask(height, width, row(r)).int().argmax(1) for r in range(height)])
 
 # %% ../nbs/02_masks.ipynb #8c9eba26
 @dataclass(frozen=True)

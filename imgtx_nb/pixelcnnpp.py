@@ -31,7 +31,7 @@ class CausalConv2d(nn.Module):
 
     def forward(self, x): # [B, n_in, H, W] -> [B, n_out, H / stride, W / stride]
         "Pad above and to the left, and convolve."
-        return self.conv(F.pad(x, self.padding))
+        return self.conv(F.pad(x, self.padding) if any(self.padding) else x)
 
 class CausalConvTranspose2d(nn.Module):
     "Its mirror image: doubles the resolution, and is cropped where `CausalConv2d` is padded."
@@ -58,7 +58,7 @@ def _normed(conv, init_scale=1.0, dim=0):
 # %% ../nbs/05_pixelcnnpp.ipynb #34e3bd24
 def concat_elu(x): # [B, C, H, W] -> [B, 2 C, H, W]
     "ELU of x and of -x, side by side."
-    return F.elu(torch.cat([x, -x], 1))
+    return F.elu(torch.cat([x, -x], 1), inplace=True)
 
 class GatedResnet(nn.Module):
     "A gated residual block with an optional shortcut."

@@ -12,6 +12,7 @@ import math
 import signal
 import threading
 import time
+import warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 
@@ -21,6 +22,7 @@ from accelerate.utils import reduce
 from torch.optim.swa_utils import AveragedModel
 from tqdm.std import tqdm
 
+from .attention import has_triton
 from .data import load_images
 from .logistic_mixture import bits_per_dim, nats
 from .runs import RunFolder, build_model, commit, hardware, load_run, refuse_small, versions
@@ -112,7 +114,8 @@ class Trainer:
         self.raw.initialize(self.images[batch_indices(len(images), 64, 0, config.seed).to(accelerator.device)])
         self.mean = averaged(self.raw, config.ema_decay) if config.ema_decay else None
         on_cuda = accelerator.device.type == "cuda"
-        model = torch.compile(self.raw) if config.compile or (config.compile is None and on_cuda) else self.raw
+        if on_cuda and not has_triton: warnings.warn("Triton is not installed: attention runs dense and nothing is compiled, several times slower; pip install triton.")
+        model = torch.compile(self.raw) if (on_cuda and has_triton if config.compile is None else config.compile) else self.raw
         self.model, *self.optimizers = accelerator.prepare(model, *make_optimizers(self.raw, config))
 
     @property
@@ -123,10 +126,14 @@ class Trainer:
     def batch(self, step): # -> uint8 [B, 3, H, W], this process's share
         "The images of a step, mirrored at random if the run wants that."
         own = batch_indices(len(self.images), self.config.batch_size, step, self.config.seed)
-        images = self.images[own[self.accelerator.process_index::self.accelerator.num_processes].to(self.images.device)]
+        images = self.images[self.send(own[self.accelerator.process_index::self.accelerator.num_processes])]
         if not self.config.horizontal_flips: return images
-        mirrored = (torch.rand(len(images)) < .5).to(images.device)
+        mirrored = self.send(torch.rand(len(images)) < .5)
         return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+    def send(self, x): # a tensor of the CPU -> the same on the device
+        "Send without waiting for what the device is doing."
+        return (x.pin_memory() if self.images.is_cuda else x).to(self.images.device, non_blocking=self.images.is_cuda)
 
     def step(self, step): # counts from 0 -> the loss in bits per dimension, a scalar tensor
         "One step of maximum likelihood; its randomness is a function of the seed and of `step`."
