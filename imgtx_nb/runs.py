@@ -85,7 +85,7 @@ class RunConfig:
 SCALES = {
     "paper": {},
     "laptop": {"transformer": dict(d_model=96, n_heads=4, d_ff=192, dropout=0., batch_size=2, max_steps=8000, warmup_steps=100,
-                                   optimizer="muon", schedule="cosine", learning_rate=1e-3, ema_decay=.999, eval_every=1000),
+                                   optimizer="muon", schedule="cosine", learning_rate=3e-3, ema_decay=.999, eval_every=1000),
                "pixelcnnpp": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=4, max_steps=4000, ema_decay=.999, eval_every=500)},
     "tiny": {"transformer": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100),
