@@ -172,5 +172,5 @@ def test_ablations_change_one_thing_at_a_time():
     changed = lambda config: [f.name for f in fields(config) if f.name != "run_name" and getattr(config, f.name) != getattr(first, f.name)]
     assert all(len(changed(config)) == 1 for config in others[:-1]) and len({config.run_name for config in scope["configs"]}) == len(scope["configs"])
     paper = RunConfig()
-    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay"):
+    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
         assert getattr(first, name) == getattr(paper, name)
