@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from .logistic_mixture import AutoregressiveModel
 
@@ -124,6 +125,7 @@ class PixelCNNpp(AutoregressiveModel):
         n_resnet=5,        # residual blocks of each stream at each resolution
         n_filters=160,     # channels of a stream
         dropout=0.5,       # elementwise, in every block
+        recompute=False,   # keep for the backward pass only what enters a pair of blocks, and compute the rest again?
     ):
         super().__init__(image_shape, likelihood, n_mixtures)
         pairs = lambda n, mirrored: nn.ModuleList(StreamPair(n_filters, mirrored, dropout) for _ in range(n))
@@ -134,7 +136,7 @@ class PixelCNNpp(AutoregressiveModel):
         self.way_up = nn.ModuleList(pairs(n, True) for n in (n_resnet, n_resnet + 1, n_resnet + 1))
         self.coarser = nn.ModuleList(Resample(n_filters, CausalConv2d, stride=2) for _ in range(2))
         self.finer = nn.ModuleList(Resample(n_filters, CausalConvTranspose2d) for _ in range(2))
-        self.head = CausalConv2d(n_filters, self.n_params, (1, 1))
+        self.head, self.recompute = CausalConv2d(n_filters, self.n_params, (1, 1)), recompute
 
     def enter(self, pixels): # float [B, 3, H, W] -> a pair of [B, n_filters, H', W'], H' and W' multiples of 4
         "Mark what is image, shift by one pixel, and open both streams."
@@ -149,14 +151,18 @@ class PixelCNNpp(AutoregressiveModel):
         streams = self.enter(pixels)
         stack = [streams]
         for level, pairs in enumerate(self.way_down):
-            for pair in pairs: stack.append(streams := pair(streams))
+            for pair in pairs: stack.append(streams := self.through(pair, streams))
             if level < 2: stack.append(streams := self.coarser[level](streams))
         streams = stack.pop()
         for level, pairs in enumerate(self.way_up):
-            for pair in pairs: streams = pair(streams, stack.pop())
+            for pair in pairs: streams = self.through(pair, streams, stack.pop())
             if level < 2: streams = self.finer[level](streams)
         params = self.head(F.elu(streams[1]))
         return params[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
+
+    def through(self, pair, *streams): # a StreamPair and what it takes -> what it gives
+        "One step of both streams."
+        return checkpoint(pair, *streams, use_reentrant=False) if self.recompute and torch.is_grad_enabled() else pair(*streams)
 
     def decoder(self, batch_size): # -> PixelCNNppDecoder
         "A cached decoder at the first pixel of `batch_size` new images."

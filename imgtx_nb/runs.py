@@ -56,6 +56,7 @@ class RunConfig:
     d_ff: int = setting(paper=512, only="transformer", least=1)          # width of the position-wise networks
     n_resnet: int = setting(paper=5, only="pixelcnnpp", least=1)         # residual blocks of each stream at each resolution
     n_filters: int = setting(paper=160, only="pixelcnnpp", least=1)      # channels of a stream
+    recompute: bool = setting(only="pixelcnnpp")                         # half the memory for a third more arithmetic: compute blocks again in the backward pass
     embedding: str = setting(paper="linear", only="transformer", choices=("linear", "fourier")) # what a pixel is embedded from: its three channels, or their sines and cosines too
     positions: str = setting(paper="sinusoidal", only="transformer", choices=("sinusoidal", "learned")) # codes of rows and columns
     norm: str = setting(paper="post", only="transformer", choices=("post", "pre")) # layer norm after a branch is added, or before it is taken
@@ -191,7 +192,7 @@ def build_model(
     take = lambda *names: {name: getattr(config, name) for name in names}
     refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
-    if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"))
+    if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"), recompute=bool(config.recompute))
     return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "positions", "norm"))
 
 # %% ../nbs/06_runs.ipynb #0287836e
