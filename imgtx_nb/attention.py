@@ -189,7 +189,7 @@ class CachedAttention:
         self.layer, weight = layer, layer.qkv.weight
         self.plan = cache_plan(layer.scheme, height, width)
         self.slot, self.mask = self.plan.slot.to(weight.device), self.plan.mask.to(weight)
-        self.kept = weight.new_zeros(2, batch_size, layer.n_heads, self.plan.n_slots, weight.shape[1] // layer.n_heads)
+        self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots, weight.shape[1] // layer.n_heads)
 
     def fill(self,
         x,             # [B, rows * width, d_model], the inputs of the first rows
@@ -199,16 +199,16 @@ class CachedAttention:
         "Eq. 5 for many positions at once, keeping the keys that later ones can see."
         q, k, v = self.layer.project(x)
         last = slice(max(0, n - self.plan.n_slots), n)
-        self.kept[..., self.slot[last], :] = torch.stack([k, v])[..., last, :]
+        self.kept[..., self.slot[last], :] = torch.stack([k, v], 1)[..., last, :]
         return self.layer.out(self.layer.attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
 
     def step(self,
         x, # [B, d_model], the input at position t
-        t, # flat position; they come in order
+        t, # flat position, an int, or a tensor [1] whose value only the device knows; positions come in order
     ):     # [B, d_model]
-        "Eq. 5 for one query over the kept keys of its run; over all kept keys, masked, where `t` is a tensor `[1]` whose value only the device knows."
-        q, *kv = self.layer.qkv(x).unflatten(-1, (3, self.layer.n_heads, 1, -1)).unbind(1)
+        "Eq. 5 for one query over the kept keys of its run or, where `t` is a tensor, over all of them, masked."
+        qkv = self.layer.qkv(x).unflatten(-1, (3, self.layer.n_heads, 1, -1))
+        self.kept.index_copy_(3, self.slot[t].view(1), qkv[:, 1:])
         run = self.plan.runs[t] if isinstance(t, int) else slice(None)
-        self.kept[..., self.slot[t], :] = torch.stack(kv)[..., 0, :] if isinstance(t, int) else torch.stack(kv)
-        k, v = self.kept[..., run, :]
-        return self.layer.out(F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[t][..., run]).flatten(1))
+        k, v = self.kept[..., run, :].unbind(1)
+        return self.layer.out(F.scaled_dot_product_attention(qkv[:, 0], k, v, attn_mask=self.mask[t][..., run]).flatten(1))
