@@ -127,6 +127,7 @@ def test_readme_names_real_targets_and_files():
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
     ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
+    ("study", "transformer", "muon", "transformer is 'muon': give the further parameters of its rows as a dictionary"),
 ])
 def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
     done = papermill(notebook, tmp_path/"out.ipynb", "-p", parameter, value, "-p", "results_dir", str(tmp_path/"results"))
@@ -164,13 +165,27 @@ def test_readme_commands_run(tmp_path, little_images, command):
         assert len([*(tmp_path/"results").glob("*.png")]) == 6
 
 
-def test_ablations_change_one_thing_at_a_time():
-    cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs"/"ablations.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+def configs_of(name, **parameters):
+    "The runs that an experiment notebook plans, with some of its parameters given."
+    cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     scope = {}
-    exec("\n".join(cells[:cells.index(next(c for c in cells if "configs = " in c)) + 1]), scope)
-    first, *others = scope["configs"]
+    exec(cells[0], scope)
+    scope |= parameters
+    exec("\n".join(cells[1:cells.index(next(c for c in cells if "configs = " in c)) + 1]), scope)
+    return scope["configs"]
+
+
+def test_rows_of_the_study_take_further_parameters():
+    configs = configs_of("study", transformer={"optimizer": "muon", "n_layers": 3}, pixelcnnpp={"n_filters": 8})
+    assert [(c.model, c.optimizer, c.n_layers, c.n_filters) for c in configs] == [("pixelcnnpp", None, None, 8)] + 4 * [("transformer", "muon", 3, None)]
+    with pytest.raises(ValueError, match="optimiser is not a parameter: did you mean optimizer"): configs_of("study", transformer={"optimiser": "muon"})
+
+
+def test_ablations_change_one_thing_at_a_time():
+    configs = configs_of("ablations")
+    first, *others = configs
     changed = lambda config: [f.name for f in fields(config) if f.name != "run_name" and getattr(config, f.name) != getattr(first, f.name)]
-    assert all(len(changed(config)) == 1 for config in others[:-1]) and len({config.run_name for config in scope["configs"]}) == len(scope["configs"])
+    assert all(len(changed(config)) == 1 for config in others[:-1]) and len({config.run_name for config in configs}) == len(configs)
     paper = RunConfig()
     for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
         assert getattr(first, name) == getattr(paper, name)
