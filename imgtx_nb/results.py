@@ -81,7 +81,7 @@ def table_row(
     return {"model": NAMES.get(config.attention or config.model, config.attention), "scheme": ", ".join(size) or "-", "n_parameters": summary["n_parameters"],
             "size_mb": summary["size_mb"], "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
             "paper_bits_per_dim": PUBLISHED.get(scheme_of(config)) if config.likelihood == "dmol" else None,
-            "images_per_second": summary["images_per_second"], "steps": summary["steps"],
+            "images_per_second": summary["images_per_second"], "steps": summary["steps"], "minutes": summary["steps"] * config.batch_size / summary["images_per_second"] / 60,
             "fall_per_1000_steps": -1000 * np.diff(valid[-2:, 1]).sum() / np.diff(valid[-2:, 0]).sum() if len(valid) > 1 else None,
             "dataset": f"{Path(data['name']).stem} ({data['train_images']:,} training, {data['test_images']:,} test images)",
             "scale": summary["scale"], "hardware": summary["hardware"], "commit": summary["commit"], "run": path.name}
@@ -114,7 +114,7 @@ def table1_markdown(
     shown = pd.DataFrame({
         "model": table.model, "parameters of the scheme": table.scheme, "parameters": table.n_parameters.map("{:,}".format), "size, MB": table.size_mb.map("{:.1f}".format),
         "loss": table.loss, "bits/dim": table.bits_per_dim.map("{:.3f}".format), "paper's bits/dim": table.paper_bits_per_dim.map(lambda b: "-" if pd.isna(b) else f"{b:.2f}"),
-        "steps": table.steps.map("{:,}".format), "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format)})
+        "steps": table.steps.map("{:,}".format), "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
     return (f"{markdown_table(shown)}\n\nExact test bits/dim on {where_from(table)}. Last fall: what 1,000 steps took off validation bits/dim at the end of the run. "
             "The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size.")
 

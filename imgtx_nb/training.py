@@ -234,7 +234,7 @@ class Progress:
         self.run, self.writing, self.step, self.rows, self.best = run, writing, 0, [], math.inf
         self.losses, self.checked, self.valid, self.lr, self.seconds, self.images = [], [], None, None, 0., 0
         self.started = self.saved = time.monotonic()
-        self.bar = tqdm(total=run.config.max_steps, unit="step", disable=not writing, mininterval=2)
+        self.bar = tqdm(total=run.config.max_steps, unit="step", mininterval=2, **({} if writing else {"disable": True}))
 
     def __enter__(self): return self
     def __exit__(self, *_): self.bar.close()
