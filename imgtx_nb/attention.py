@@ -171,7 +171,7 @@ def cache_plan(
 
 def _plan(scheme, height, width, n_slots, slot):
     query = torch.arange(height * width)[:, None]
-    key = query - torch.arange(min(n_slots, height * width))
+    key = query - torch.arange(n_slots)
     seen = scheme.allows(query, key.clamp_min(0), width) & (key >= 0)
     shown = torch.zeros(height * width, n_slots, dtype=torch.int).scatter_add(1, slot[key], seen.int())
     first, last = shown.argmax(1), n_slots - shown.flip(1).argmax(1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'NAMES', 'draw_run', 'load_run_and_test', 'save_sheet', 'read_sheet', 'scheme_of',
-           'table_row', 'table1', 'where_from', 'markdown_table', 'table1_markdown', 'draw_samples', 'context_use',
-           'context_table', 'context_markdown', 'differences', 'ablation_table', 'ablation_markdown', 'draw_curves',
-           'write_results', 'write_table', 'schemes_of', 'title_of']
+           'last_fall', 'table_row', 'table1', 'where_from', 'markdown_table', 'table1_markdown', 'draw_samples',
+           'context_use', 'context_table', 'context_markdown', 'differences', 'ablation_table', 'ablation_markdown',
+           'draw_curves', 'write_results', 'write_table', 'schemes_of', 'title_of']
 
 # %% ../nbs/09_results.ipynb #55646150
 import json
@@ -69,6 +69,13 @@ def scheme_of(config): # a RunConfig -> text, or "pixelcnnpp"
     "The attention scheme with its parameters, as the scheme itself prints them."
     return repr(build_scheme(config)) if config.attention else config.model
 
+def last_fall(metrics): # a run's metrics, a DataFrame -> bits/dim per 1,000 steps, or None
+    "How fast validation bits/dim were falling between the last two validations."
+    valid = metrics[["step", "valid_bits_per_dim"]].dropna().values
+    if len(valid) < 2: return None
+    (step_before, before), (step, bits) = valid[-2:]
+    return 1000 * (before - bits) / (step - step_before)
+
 def table_row(
     folder, # the folder of a run that is done
 ):          # a dictionary
@@ -77,12 +84,12 @@ def table_row(
     if not (path/"summary.json").exists(): raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
     config, summary = config_from(json.loads((path/"config.json").read_text())), json.loads((path/"summary.json").read_text())
     size = [f"{f.name} = {getattr(config, f.name)}" for f in fields(SCHEMES[config.attention])] if config.attention else []
-    data, valid = summary["dataset"], pd.read_csv(path/"metrics.csv")[["step", "valid_bits_per_dim"]].dropna().values
+    data = summary["dataset"]
     return {"model": NAMES.get(config.attention or config.model, config.attention), "scheme": ", ".join(size) or "-", "n_parameters": summary["n_parameters"],
             "size_mb": summary["size_mb"], "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
             "paper_bits_per_dim": PUBLISHED.get(scheme_of(config)) if config.likelihood == "dmol" else None,
             "images_per_second": summary["images_per_second"], "steps": summary["steps"], "minutes": summary["steps"] * config.batch_size / summary["images_per_second"] / 60,
-            "fall_per_1000_steps": -1000 * np.diff(valid[-2:, 1]).sum() / np.diff(valid[-2:, 0]).sum() if len(valid) > 1 else None,
+            "fall_per_1000_steps": last_fall(pd.read_csv(path/"metrics.csv")),
             "dataset": f"{Path(data['name']).stem} ({data['train_images']:,} training, {data['test_images']:,} test images)",
             "scale": summary["scale"], "hardware": summary["hardware"], "commit": summary["commit"], "run": path.name}
 
