@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'KINDS', 'METRICS', 'setting', 'RunConfig', 'defaults', 'checked', 'check_together', 'default_name',
            'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small', 'build_scheme', 'build_model',
-           'write_whole', 'RunFolder', 'commit', 'hardware', 'versions', 'load_run']
+           'write_whole', 'RunFolder', 'commit', 'hardware', 'versions', 'load_run', 'run_notebook']
 
 # %% ../nbs/06_runs.ipynb #ff1e49cf
 import difflib
@@ -63,9 +63,9 @@ class RunConfig:
     dropout: float = setting(paper={"transformer": .1, "pixelcnnpp": .5}, least=0, below=1) # probability
     batch_size: int = setting(paper=32, least=1)                         # images a step, over all processes
     max_steps: int = setting(paper=156_250, least=1)                     # steps of the optimiser; 100 epochs of CIFAR-10
-    warmup_steps: int = setting(paper=4000, only="transformer", least=1) # steps to the peak learning rate; at most a fifth of max_steps if left out
+    warmup_steps: int = setting(paper={"transformer": 4000, "pixelcnnpp": 1}, least=1) # steps to the peak learning rate; at most a fifth of max_steps if left out
     optimizer: str = setting(paper="adam", only="transformer", choices=("adam", "muon")) # adam, or muon for the matrices inside the layers
-    schedule: str = setting(paper="inverse_sqrt", only="transformer", choices=("inverse_sqrt", "cosine")) # how the learning rate falls after its peak
+    schedule: str = setting(paper={"transformer": "inverse_sqrt", "pixelcnnpp": "exponential"}, choices=("inverse_sqrt", "exponential", "cosine")) # how the learning rate falls after its peak
     learning_rate: float = setting(paper=1e-3, above=0, most=10)         # peak of the learning rate
     weight_decay: float = setting(paper=0., least=0, below=1)            # decoupled, as in AdamW
     ema_decay: float = setting(paper={"transformer": 0., "pixelcnnpp": .9995}, least=0, below=1) # of the averaged weights; 0 keeps no average
@@ -104,7 +104,7 @@ def defaults(
     values |= SCALES[config.scale].get(config.model, {})
     max_steps = config.max_steps or values["max_steps"]
     values["eval_every"] = min(values["eval_every"], max_steps)
-    if "warmup_steps" in values: values["warmup_steps"] = min(values["warmup_steps"], max(1, max_steps // 5))
+    values["warmup_steps"] = min(values["warmup_steps"], max(1, max_steps // 5))
     return values
 
 # %% ../nbs/06_runs.ipynb #fd21e210
@@ -318,3 +318,16 @@ def load_run(
     except (SafetensorError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path/'model.safetensors'} does not hold the weights of this run ({' '.join(str(e).split())[:200]}): train it again.") from None
     return model.eval(), config
+
+# %% ../nbs/06_runs.ipynb #fff8cb3e
+def run_notebook(
+    parameters, # of train.ipynb, by name; what is absent or None stays at its default
+):              # the path of the run folder
+    "Train a run by executing `train.ipynb` into its folder, unless it is done; needs papermill, and raises what the notebook raises."
+    run = RunFolder(config_from(parameters))
+    run.open()
+    if not run.done:
+        from papermill import execute_notebook
+        given = {k: v for k, v in parameters.items() if v is not None}
+        execute_notebook(project_root()/"nbs"/"train.ipynb", run.path/"train.ipynb", given, progress_bar=False, log_output=True, coalesce_streams=True)
+    return run.path

@@ -49,9 +49,9 @@ def learning_rate(
     step,   # counts from 0
 ):
     "The learning rate of a step."
-    if config.model == "pixelcnnpp": return config.learning_rate * .999995 ** step
     warm, done = (step + 1) / config.warmup_steps, (step + 1) / config.max_steps
-    return config.learning_rate * min(warm, warm ** -.5 if config.schedule == "inverse_sqrt" else (1 + math.cos(math.pi * done)) / 2)
+    fall = {"inverse_sqrt": warm ** -.5, "exponential": .999995 ** step, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return config.learning_rate * min(warm, fall[config.schedule])
 
 # %% ../nbs/07_training.ipynb #5c22ca64
 def make_optimizers(

@@ -81,9 +81,9 @@ def test_parameters_of_train_are_the_fields_of_runconfig():
 
 def test_modules_import_only_modules_above():
     order = [re.search(r"default_exp (\w+)", p.read_text())[1] for p in NOTEBOOKS if p.stem[0].isdigit()]
-    for n, name in enumerate(order):
-        used = re.findall(r"^from imgtx_nb\.(\w+)", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)
-        assert set(used) <= set(order[:n]), f"{name} imports a module that stands below it"
+    used = {name: {*re.findall(r"^from \.(\w+) import", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)} for name in order}
+    assert "training" in used["results"]
+    for n, name in enumerate(order): assert used[name] <= {*order[:n]}, f"{name} imports a module that stands below it"
 
 
 def test_package_imports_without_the_tools():
@@ -125,6 +125,7 @@ def test_readme_names_real_targets_and_files():
     ("train", "kernel_size", "0", "kernel_size is 0: it must be a whole number, at least 1."),
     ("train", "attention", "local_3d", "attention is 'local_3d': it must be one of local_2d, local_1d, non_local."),
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
+    ("ablations", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
     ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
     ("study", "transformer", "muon", "transformer is 'muon': give the further parameters of its rows as a dictionary"),
