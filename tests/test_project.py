@@ -18,7 +18,7 @@ from imgtx_nb.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-EXPERIMENTS = {"train", "study", "ablations", "benchmark"}
+EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
@@ -126,6 +126,7 @@ def test_readme_names_real_targets_and_files():
     ("train", "attention", "local_3d", "attention is 'local_3d': it must be one of local_2d, local_1d, non_local."),
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("ablations", "dataset", "nowhere.npz", "there is nothing at that path."),
+    ("budget", "lengths", "2", "lengths is 2: give a list of numbers above 0"),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
     ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
     ("study", "transformer", "muon", "transformer is 'muon': give the further parameters of its rows as a dictionary"),
@@ -180,6 +181,12 @@ def test_rows_of_the_study_take_further_parameters():
     configs = configs_of("study", transformer={"optimizer": "muon", "n_layers": 3}, pixelcnnpp={"n_filters": 8})
     assert [(c.model, c.optimizer, c.n_layers, c.n_filters) for c in configs] == [("pixelcnnpp", None, None, 8)] + 4 * [("transformer", "muon", 3, None)]
     with pytest.raises(ValueError, match="optimiser is not a parameter: did you mean optimizer"): configs_of("study", transformer={"optimiser": "muon"})
+
+
+def test_the_budget_at_length_1_is_the_study():
+    study, configs = configs_of("study", scale="laptop"), configs_of("budget", scale="laptop", lengths=[1, .25])
+    assert [c.max_steps for c in configs] == [1000, 4000, 2000, 8000] and len({(c.results_dir, c.run_name) for c in configs}) == 4
+    assert configs[1] in study and configs[3] in study and {c.results_dir for c in configs[::2]} == {"results/budget"}
 
 
 def test_ablations_change_one_thing_at_a_time():
