@@ -88,7 +88,8 @@ def table_row(
     return {"model": NAMES.get(config.attention or config.model, config.attention), "scheme": ", ".join(size) or "-", "n_parameters": summary["n_parameters"],
             "size_mb": summary["size_mb"], "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
             "paper_bits_per_dim": PUBLISHED.get(scheme_of(config)) if config.likelihood == "dmol" else None,
-            "images_per_second": summary["images_per_second"], "steps": summary["steps"], "minutes": summary["steps"] * config.batch_size / summary["images_per_second"] / 60,
+            "images_per_second": summary["images_per_second"], "steps": summary["steps"], "batch_size": config.batch_size,
+            "minutes": summary["steps"] * config.batch_size / summary["images_per_second"] / 60,
             "fall_per_1000_steps": last_fall(pd.read_csv(path/"metrics.csv")),
             "dataset": f"{Path(data['name']).stem} ({data['train_images']:,} training, {data['test_images']:,} test images)",
             "scale": summary["scale"], "hardware": summary["hardware"], "commit": summary["commit"], "run": path.name}
@@ -121,7 +122,7 @@ def table1_markdown(
     shown = pd.DataFrame({
         "model": table.model, "parameters of the scheme": table.scheme, "parameters": table.n_parameters.map("{:,}".format), "size, MB": table.size_mb.map("{:.1f}".format),
         "loss": table.loss, "bits/dim": table.bits_per_dim.map("{:.3f}".format), "paper's bits/dim": table.paper_bits_per_dim.map(lambda b: "-" if pd.isna(b) else f"{b:.2f}"),
-        "steps": table.steps.map("{:,}".format), "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
+        "steps x batch": [f"{steps:,} x {batch}" for steps, batch in zip(table.steps, table.batch_size)], "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
     return (f"{markdown_table(shown)}\n\nExact test bits/dim on {where_from(table)}. Last fall: what 1,000 steps took off validation bits/dim at the end of the run. "
             "The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size.")
 
@@ -203,16 +204,17 @@ def draw_curves(
     folders, # the folders of the runs
     title,   # above the figure
 ):           # the matplotlib figure
-    "Training and validation bits/dim of all runs over their steps."
+    "Training and validation bits/dim of all runs over the training images that they have seen."
     fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
     for folder, colour in zip(folders, sns.color_palette("deep")):
         row, metrics = table_row(folder), pd.read_csv(Path(folder)/"metrics.csv")
         label = row["model"] + (f", {row['scheme']}" if row["scheme"] != "-" else "")
+        metrics["images"] = metrics.step * row["batch_size"]
         smooth = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
-        ax.plot(metrics.step, smooth, color=colour, lw=1, alpha=.6)
-        ax.plot(*metrics[["step", "valid_bits_per_dim"]].dropna().values.T, "o-", color=colour, ms=4, label=label)
+        ax.plot(metrics.images, smooth, color=colour, lw=1, alpha=.6)
+        ax.plot(*metrics[["images", "valid_bits_per_dim"]].dropna().values.T, "o-", color=colour, ms=4, label=label)
     low = min(pd.read_csv(Path(f)/"metrics.csv").train_bits_per_dim.min() for f in folders)
-    ax.set(xlabel="step", ylabel="bits/dim", ylim=(low - .3, 8.5)); ax.set_title(title, fontsize=10)
+    ax.set(xlabel="training images seen", ylabel="bits/dim", ylim=(low - .3, 8.5)); ax.set_title(title, fontsize=10)
     ax.legend(title="dots: validation; thin: training", fontsize=8, title_fontsize=8)
     return fig
 
