@@ -118,6 +118,34 @@ def test_readme_names_real_targets_and_files():
     for link in re.findall(r"\]\(((?!http)[^)#]+)", text): assert (ROOT/link).exists(), link
 
 
+FOURTH_SCHEME = """
+@dataclass(frozen=True)
+class column(Scheme):
+    "At most `kernel_size` pixels up."
+    kernel_size: int
+
+    def allows(self, query, key, width):
+        return (key <= query) & (query % width == key % width) & (query // width - key // width <= self.kernel_size)
+
+SCHEMES = {"column": column, """
+
+USE_FOURTH_SCHEME = """
+from imgtx_nb.runs import RunConfig, build_model
+from imgtx_nb.sampling import sample
+config = RunConfig(attention="column", scale="tiny")
+images = sample(build_model(config, (3, 9, 7)), 2, seed=0)
+print(config.run_name, config.kernel_size, *images.shape)
+"""
+
+
+def test_a_fourth_scheme_is_one_class(tmp_path):
+    shutil.copytree(ROOT/"imgtx_nb", tmp_path/"imgtx_nb")
+    masks = tmp_path/"imgtx_nb"/"masks.py"
+    masks.write_text(masks.read_text().replace("SCHEMES = {", FOURTH_SCHEME))
+    done = run(sys.executable, "-c", USE_FOURTH_SCHEME, cwd=tmp_path)
+    assert done.stdout.split() == ["column_6-cifar10-tiny", "6", "2", "3", "9", "7"], done.stderr
+
+
 # The experiments
 
 @pytest.mark.parametrize("notebook, parameter, value, sentence", [
