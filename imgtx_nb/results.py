@@ -206,15 +206,16 @@ def draw_curves(
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
     fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
-    for folder, colour in zip(folders, sns.color_palette("deep")):
-        row, metrics = table_row(folder), pd.read_csv(Path(folder)/"metrics.csv")
+    curves = [pd.read_csv(Path(f)/"metrics.csv") for f in folders]
+    for folder, metrics, colour in zip(folders, curves, sns.color_palette("deep")):
+        row = table_row(folder)
         label = row["model"] + (f", {row['scheme']}" if row["scheme"] != "-" else "")
         metrics["images"] = metrics.step * row["batch_size"]
         smooth = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(metrics.images, smooth, color=colour, lw=1, alpha=.6)
         ax.plot(*metrics[["images", "valid_bits_per_dim"]].dropna().values.T, "o-", color=colour, ms=4, label=label)
-    low = min(pd.read_csv(Path(f)/"metrics.csv").train_bits_per_dim.min() for f in folders)
-    ax.set(xlabel="training images seen", ylabel="bits/dim", ylim=(low - .3, 8.5)); ax.set_title(title, fontsize=10)
+    low, high = min(m.train_bits_per_dim.min() for m in curves), max(m.valid_bits_per_dim.max() for m in curves)
+    ax.set(xlabel="training images seen", ylabel="bits/dim", ylim=(low - .1, high + .5)); ax.set_title(title, fontsize=10)
     ax.legend(title="dots: validation; thin: training", fontsize=8, title_fontsize=8)
     return fig
 
