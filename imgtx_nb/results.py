@@ -122,7 +122,8 @@ def table1_markdown(
     shown = pd.DataFrame({
         "model": table.model, "parameters of the scheme": table.scheme, "parameters": table.n_parameters.map("{:,}".format), "size, MB": table.size_mb.map("{:.1f}".format),
         "loss": table.loss, "bits/dim": table.bits_per_dim.map("{:.3f}".format), "paper's bits/dim": table.paper_bits_per_dim.map(lambda b: "-" if pd.isna(b) else f"{b:.2f}"),
-        "steps x batch": [f"{steps:,} x {batch}" for steps, batch in zip(table.steps, table.batch_size)], "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
+        "steps x batch": [f"{steps:,} x {batch}" for steps, batch in zip(table.steps, table.batch_size)],
+        "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
     return (f"{markdown_table(shown)}\n\nExact test bits/dim on {where_from(table)}. Last fall: what 1,000 steps took off validation bits/dim at the end of the run. "
             "The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size.")
 

@@ -184,8 +184,8 @@ def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
     _, height, width = image_shape
     given = f"the images are {height} x {width}: use larger images or a smaller"
-    if config.attention == "local_2d" and config.kernel_size >= max(height, width): raise ValueError(f"kernel_size is {config.kernel_size}, but {given} kernel_size.")
-    if config.attention == "local_1d" and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
+    if config.kernel_size and config.kernel_size >= max(height, width): raise ValueError(f"kernel_size is {config.kernel_size}, but {given} kernel_size.")
+    if config.block_length and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
 
 def build_scheme(config): # a RunConfig -> a Scheme, or None for a model without attention
     "The attention scheme that a config names, with its parameters."
