@@ -24,7 +24,8 @@ def log_bin_mass(
     centre, rate = 127.5 * (mean + 1), torch.exp(-log_scale) / 127.5
     upper = torch.where(pixel == 255, math.inf, (pixel + .5 - centre) * rate)
     lower = torch.where(pixel == 0, -math.inf, (pixel - .5 - centre) * rate)
-    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
+    width = torch.where((pixel == 0) | (pixel == 255), math.inf, rate)
+    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
 
 # %% ../nbs/01_logistic_mixture.ipynb #30732c2f
 def coupled_means(
