@@ -34,13 +34,24 @@ from .pixelcnnpp import PixelCNNpp
 from .transformer import ImageTransformer
 
 # %% ../nbs/06_runs.ipynb #f7bb4a10
-def setting(default=None, paper=None, only=(), **rules): # only: whose parameter it is, if not everybody's; rules: choices, least, most, below, above
+def setting(
+    default=None, # of the field
+    paper=None,   # the published value, or a dictionary of each model's
+    only=(),      # the model, likelihood or attention schemes whose parameter it is, if not everybody's
+    **rules,      # of what is allowed: choices, least, most, above, below
+):                # a dataclass field
+    "A parameter of a run."
     return field(default=default, metadata={"paper": paper, "only": (only,) if isinstance(only, str) else only, **rules})
 
-def schemes_with(name): # a parameter -> the names of the attention schemes that have it
+def schemes_with(name): # a parameter -> a tuple of names
+    "The attention schemes that have a parameter."
     return tuple(kind for kind, scheme in SCHEMES.items() if name in [f.name for f in fields(scheme)])
 
-def concerns(f, *kinds): # a field of RunConfig; a model, a likelihood, an attention scheme -> is it a parameter of theirs?
+def concerns(
+    f,      # a field of RunConfig
+    *kinds, # names of a model, a likelihood, an attention scheme
+):          # bool
+    "Is it a parameter of one of these, or of everybody?"
     only = f.metadata.get("only")
     return not only or any(kind in only for kind in kinds)
 
