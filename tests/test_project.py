@@ -1,4 +1,6 @@
 "What no single notebook can test: that notebooks, package, README and environment fit together."
+import importlib
+import inspect
 import json
 import os
 import re
@@ -84,6 +86,14 @@ def test_modules_import_only_modules_above():
     used = {name: {*re.findall(r"^from \.(\w+) import", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)} for name in order}
     assert "training" in used["results"]
     for n, name in enumerate(order): assert used[name] <= {*order[:n]}, f"{name} imports a module that stands below it"
+
+
+def test_exported_names_say_what_they_are():
+    for path in sorted((ROOT/"imgtx_nb").glob("[a-z]*.py")):
+        module = importlib.import_module(f"imgtx_nb.{path.stem}")
+        exported = [getattr(module, name) for name in module.__all__]
+        silent = [x.__name__ for x in exported if inspect.isroutine(x) or inspect.isclass(x) if not inspect.getdoc(x)]
+        assert not silent, f"{path.name}: {', '.join(silent)} have no docstring"
 
 
 def test_package_imports_without_the_tools():
