@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'NAMES', 'draw_run', 'load_run_and_test', 'save_sheet', 'read_sheet', 'scheme_of',
-           'last_fall', 'table_row', 'table1', 'where_from', 'markdown_table', 'table1_markdown', 'draw_samples',
-           'context_use', 'context_table', 'context_markdown', 'differences', 'ablation_table', 'ablation_markdown',
-           'draw_curves', 'write_results', 'write_table', 'schemes_of', 'title_of']
+           'last_fall', 'table_row', 'table1', 'where_from', 'markdown_table', 'number', 'table1_markdown',
+           'draw_samples', 'context_use', 'context_table', 'context_markdown', 'differences', 'ablation_table',
+           'ablation_markdown', 'draw_curves', 'write_results', 'write_table', 'schemes_of', 'name_of', 'title_of']
 
 # %% ../nbs/09_results.ipynb #55646150
 import json
@@ -115,15 +115,23 @@ def markdown_table(
     "A table for people."
     return "\n".join("| " + " | ".join(row) + " |" for row in ([*frame], ["---"] * frame.shape[1], *frame.values.tolist()))
 
+def number(
+    value,    # a number, or none
+    digits=0, # after the point
+):            # text
+    "A number for people, and a dash where there is none."
+    return "-" if pd.isna(value) else f"{value:,.{digits}f}"
+
 def table1_markdown(
     table, # what table1 returned
 ):         # markdown
     "Table 1 for people: the paper's number beside ours, and under it what it was measured on."
+    text = lambda column, digits=0: table[column].map(lambda value: number(value, digits))
     shown = pd.DataFrame({
-        "model": table.model, "parameters of the scheme": table.scheme, "parameters": table.n_parameters.map("{:,}".format), "size, MB": table.size_mb.map("{:.1f}".format),
-        "loss": table.loss, "bits/dim": table.bits_per_dim.map("{:.3f}".format), "paper's bits/dim": table.paper_bits_per_dim.map(lambda b: "-" if pd.isna(b) else f"{b:.2f}"),
+        "model": table.model, "parameters of the scheme": table.scheme, "parameters": text("n_parameters"), "size, MB": text("size_mb", 1),
+        "loss": table.loss, "bits/dim": text("bits_per_dim", 3), "paper's bits/dim": text("paper_bits_per_dim", 2),
         "steps x batch": [f"{steps:,} x {batch}" for steps, batch in zip(table.steps, table.batch_size)],
-        "last fall": table.fall_per_1000_steps.map(lambda b: "-" if pd.isna(b) else f"{b:.3f}"), "images/s": table.images_per_second.map("{:.1f}".format), "minutes": table.minutes.map("{:.0f}".format)})
+        "last fall": text("fall_per_1000_steps", 3), "images/s": text("images_per_second", 1), "minutes": text("minutes")})
     return (f"{markdown_table(shown)}\n\nExact test bits/dim on {where_from(table)}. Last fall: what 1,000 steps took off validation bits/dim at the end of the run. "
             "The paper's numbers are for CIFAR-10 (50,000 training, 10,000 test images) at full size.")
 
@@ -210,11 +218,10 @@ def draw_curves(
     curves = [pd.read_csv(Path(f)/"metrics.csv") for f in folders]
     for folder, metrics, colour in zip(folders, curves, sns.color_palette("deep")):
         row = table_row(folder)
-        label = row["model"] + (f", {row['scheme']}" if row["scheme"] != "-" else "")
         metrics["images"] = metrics.step * row["batch_size"]
         smooth = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(metrics.images, smooth, color=colour, lw=1, alpha=.6)
-        ax.plot(*metrics[["images", "valid_bits_per_dim"]].dropna().values.T, "o-", color=colour, ms=4, label=label)
+        ax.plot(*metrics[["images", "valid_bits_per_dim"]].dropna().values.T, "o-", color=colour, ms=4, label=name_of(row))
     low, high = min(m.train_bits_per_dim.min() for m in curves), max(m.valid_bits_per_dim.max() for m in curves)
     ax.set(xlabel="training images seen", ylabel="bits/dim", ylim=(low - .1, high + .5)); ax.set_title(title, fontsize=10)
     ax.legend(title="dots: validation; thin: training", fontsize=8, title_fontsize=8)
@@ -247,7 +254,10 @@ def schemes_of(configs): # RunConfigs -> their distinct Schemes
     "The attention schemes that some runs use, each once."
     return [*dict.fromkeys(build_scheme(c) for c in configs if c.attention)]
 
+def name_of(row): # a row of table1 -> text
+    "A model and the parameters of its scheme."
+    return row["model"] if row["scheme"] == "-" else f"{row['model']}, {row['scheme']}"
+
 def title_of(row): # a row of table1 -> text
     "A model, its bits/dim, and on what, in two lines."
-    scheme = f", {row['scheme']}" if row["scheme"] != "-" else ""
-    return f"{row['model']}{scheme}: {row['bits_per_dim']:.3f} bits/dim\n{row['dataset']}, scale {row['scale']}, {row['steps']:,} steps"
+    return f"{name_of(row)}: {row['bits_per_dim']:.3f} bits/dim\n{row['dataset']}, scale {row['scale']}, {row['steps']:,} steps"

@@ -92,7 +92,7 @@ def test_exported_names_say_what_they_are():
     for path in sorted((ROOT/"imgtx_nb").glob("[a-z]*.py")):
         module = importlib.import_module(f"imgtx_nb.{path.stem}")
         exported = [getattr(module, name) for name in module.__all__]
-        silent = [x.__name__ for x in exported if inspect.isroutine(x) or inspect.isclass(x) if not inspect.getdoc(x)]
+        silent = [x.__name__ for x in exported if callable(x) and not inspect.getdoc(x)]
         assert not silent, f"{path.name}: {', '.join(silent)} have no docstring"
 
 
