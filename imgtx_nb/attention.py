@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['has_triton', 'dense_attention', 'Tile', 'tiles', 'TiledAttention', 'flex_attention', 'attend', 'SelfAttention',
-           'Plan', 'cache_plan', 'CachedAttention']
+           'attend_with', 'Plan', 'cache_plan', 'CachedAttention']
 
 # %% ../nbs/03_attention.ipynb #08bd690c
 from functools import lru_cache
@@ -149,6 +149,15 @@ class SelfAttention(nn.Module):
     def forward(self, x, height, width): # [B, height * width, d_model] -> the same
         "Attend within whole pictures."
         return self.out(self.attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
+
+def attend_with(
+    model,  # any module
+    attend, # an execution of Eq. 5: `dense_attention`, `flex_attention`, or one of your own
+):          # the model
+    "Tell every attention layer of a model how to execute attention."
+    for layer in model.modules():
+        if isinstance(layer, SelfAttention): layer.attend = attend
+    return model
 
 # %% ../nbs/03_attention.ipynb #e14c763f
 class Plan(NamedTuple):

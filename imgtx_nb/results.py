@@ -22,7 +22,7 @@ from PIL import Image
 
 from .data import find_path, image_grid, load_images
 from .masks import SCHEMES, draw_schemes
-from .runs import build_scheme, config_from, load_run, write_whole
+from .runs import build_scheme, config_from, load_run, read_json, write_whole
 from .sampling import complete, sample
 from .training import evaluate
 
@@ -82,7 +82,7 @@ def table_row(
     "What Table 1 says of a run; raises `FileNotFoundError` if it is not done."
     path = find_path(folder) or Path(folder)
     if not (path/"summary.json").exists(): raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
-    config, summary = config_from(json.loads((path/"config.json").read_text())), json.loads((path/"summary.json").read_text())
+    config, summary = config_from(read_json(path/"config.json")), read_json(path/"summary.json")
     size = [f"{f.name} = {getattr(config, f.name)}" for f in fields(SCHEMES[config.attention])] if config.attention else []
     data = summary["dataset"]
     return {"model": NAMES.get(config.attention or config.model, config.attention), "scheme": ", ".join(size) or "-", "n_parameters": summary["n_parameters"],
@@ -142,7 +142,7 @@ def draw_samples(
 ):          # the matplotlib figure
     "A model's samples on the left and its completions on the right."
     folder = Path(folder)
-    _, height, width = json.loads((folder/"summary.json").read_text())["image_shape"]
+    _, height, width = read_json(folder/"summary.json")["image_shape"]
     samples, completions = read_sheet(folder/"samples.png", height, width)[0], read_sheet(folder/"completions.png", height, width)
     fig, axes = plt.subplots(1, 2, figsize=(10.5, 4.3), layout="constrained", width_ratios=(2, 5))
     axes[0].imshow(image_grid(samples, 2)); axes[0].set_title("grown from a random first pixel", fontsize=10)
@@ -159,7 +159,7 @@ def context_use(
 ):           # a dictionary of bits per dimension
     "Write `context_use.json` of a run, unless it is there: bits/dim of its first test images with their own context, with another image's, and with their rows shuffled."
     kept = Path(folder)/"context_use.json"
-    if kept.exists(): return json.loads(kept.read_text())
+    if kept.exists(): return read_json(kept)
     model, config, test = load_run_and_test(folder)
     images = test[:n]
     shuffled = images[:, :, torch.randperm(images.shape[2], generator=torch.Generator().manual_seed(config.seed))]
@@ -187,14 +187,14 @@ def context_markdown(
 # %% ../nbs/09_results.ipynb #5e3ab6e9
 def differences(folder, reference): # two run folders -> text
     "In what the parameters of a run differ from those of another."
-    one, other = (json.loads((Path(f)/"config.json").read_text()) for f in (folder, reference))
+    one, other = (read_json(Path(f)/"config.json") for f in (folder, reference))
     return ", ".join(f"{k} = {one[k]}" for k in one if k not in ("run_name", "results_dir") and one[k] != other.get(k))
 
 def ablation_table(
     folders, # the folders of the runs; the first is what the others are compared with
 ):           # a DataFrame
     "What a change of the configuration does to validation bits/dim: a row for each run."
-    rows = [table_row(f) | {"change": differences(f, folders[0]) or "none", "valid_bits_per_dim": json.loads((Path(f)/"summary.json").read_text())["valid_bits_per_dim"]}
+    rows = [table_row(f) | {"change": differences(f, folders[0]) or "none", "valid_bits_per_dim": read_json(Path(f)/"summary.json")["valid_bits_per_dim"]}
             for f in folders]
     table = pd.DataFrame(rows)
     table["difference"] = table.valid_bits_per_dim - table.valid_bits_per_dim[0]
@@ -237,7 +237,7 @@ def write_results(
     write_table(results/"table1", table, table1_markdown)
     write_table(results/"context_use", context_table(folders), context_markdown)
     keep = lambda fig, name: (fig.savefig(results/name, dpi=120), plt.close(fig))
-    configs = [config_from(json.loads((Path(f)/"config.json").read_text())) for f in folders]
+    configs = [config_from(read_json(Path(f)/"config.json")) for f in folders]
     keep(draw_schemes(schemes_of(configs), (20, 12), 32, 32), "figure1_schemes.png")
     last_of_kind = {config.attention or config.model: n for n, config in enumerate(configs)}
     for number, (kind, n) in enumerate(last_of_kind.items(), 2):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALES', 'KINDS', 'METRICS', 'setting', 'schemes_with', 'concerns', 'RunConfig', 'defaults', 'checked',
            'check_together', 'default_name', 'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small',
-           'build_scheme', 'build_model', 'write_whole', 'RunFolder', 'commit', 'hardware', 'versions', 'load_run',
-           'run_notebook']
+           'build_scheme', 'build_model', 'write_whole', 'read_json', 'RunFolder', 'commit', 'hardware', 'versions',
+           'load_run', 'run_notebook']
 
 # %% ../nbs/06_runs.ipynb #ff1e49cf
 import difflib
@@ -230,6 +230,11 @@ def write_whole(
         raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another results_dir; "
                       "what was written before is whole, and the same command goes on from there.") from None
 
+def read_json(path): # a file of a run -> a dictionary
+    "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f"{path} is damaged ({e}): bring it back, or remove its folder and train the run again.") from None
+
 # %% ../nbs/06_runs.ipynb #ab8b8ca2
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
@@ -243,7 +248,7 @@ class RunFolder:
     def open(self):
         "Make the folder, or find it; raises `ValueError` if it belongs to a run with other parameters."
         kept = self.path/"config.json"
-        if kept.exists(): return self.refuse_other(json.loads(kept.read_text()))
+        if kept.exists(): return self.refuse_other(read_json(kept))
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise OSError(f"{self.path} cannot be made ({e.strerror}): choose a results_dir that can be written to.") from None
         write_whole(kept, lambda part: part.write_text(json.dumps(asdict(self.config), indent=1)))
@@ -328,7 +333,7 @@ def load_run(
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]
     if missing: raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be loaded has both; "
                                         "train the run (again), or name another folder.")
-    config = config_from(json.loads((path/"config.json").read_text()))
+    config = config_from(read_json(path/"config.json"))
     try:
         with safe_open(path/"model.safetensors", "pt") as kept:
             shape, weights = json.loads(kept.metadata()["image_shape"]), {k: kept.get_tensor(k) for k in kept.keys()}

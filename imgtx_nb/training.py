@@ -246,7 +246,7 @@ class Progress:
     def load_state_dict(self, state): # what state_dict returned
         "Go on from there."
         self.step, self.rows, self.best, self.checked = state["step"], state["rows"], state["best"], state["checked"]
-        self.bar.update(self.step)
+        self.bar.initial = self.bar.n = self.step
 
     def add(self, step, loss, lr, n_images): # steps done, its loss (a scalar tensor), its learning rate, its images
         "Count a step."

@@ -165,6 +165,7 @@ def test_a_fourth_scheme_is_one_class(tmp_path):
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("ablations", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("budget", "lengths", "2", "lengths is 2: give a list of numbers above 0"),
+    ("budget", "models", "2", "models is 2: give a list of dictionaries"),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
     ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
     ("study", "transformer", "muon", "transformer is 'muon': give the further parameters of its rows as a dictionary"),
@@ -225,6 +226,13 @@ def test_the_budget_at_length_1_is_the_study():
     study, configs = configs_of("study", scale="laptop"), configs_of("budget", scale="laptop", lengths=[1, .25])
     assert [c.max_steps for c in configs] == [1000, 4000, 2000, 8000] and len({(c.results_dir, c.run_name) for c in configs}) == 4
     assert configs[1] in study and configs[3] in study and {c.results_dir for c in configs[::2]} == {"results/budget"}
+
+
+def test_a_line_of_the_budget_may_have_another_size_and_lengths_of_its_own():
+    study, wide = configs_of("study", scale="laptop"), {"kernel_size": 6, "d_model": 208, "lengths": [2, 1]}
+    first, second, third = configs_of("budget", scale="laptop", lengths=[1], models=[{"kernel_size": 6}, wide])
+    assert first in study and (second.max_steps, third.max_steps) == (first.max_steps, 2 * first.max_steps)
+    assert {c.d_model for c in (second, third)} == {208} and (second.results_dir, second.run_name) == ("results/budget", "local_2d_6-photo_patches-laptop-d_model_208-x1")
 
 
 def test_ablations_change_one_thing_at_a_time():
