@@ -77,6 +77,7 @@ class RunConfig:
     n_filters: int = setting(paper=160, only="pixelcnnpp", least=1)      # channels of a stream
     recompute: bool = setting(only="pixelcnnpp")                         # half the memory for a third more arithmetic: compute blocks again in the backward pass
     embedding: str = setting(paper="linear", only="transformer", choices=("linear", "fourier")) # what a pixel is embedded from: its three channels, or their sines and cosines too
+    embedding_scale: float = setting(paper=1., only="transformer", above=0, most=1000) # factor of a pixel's embedding, beside a position code of sines
     positions: str = setting(paper="sinusoidal", only="transformer", choices=("sinusoidal", "learned")) # codes of rows and columns
     norm: str = setting(paper="post", only="transformer", choices=("post", "pre")) # layer norm after a branch is added, or before it is taken
     dropout: float = setting(paper={"transformer": .1, "pixelcnnpp": .5}, least=0, below=1) # probability
@@ -212,7 +213,7 @@ def build_model(
     refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
     if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"), recompute=bool(config.recompute))
-    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "positions", "norm"))
+    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "embedding_scale", "positions", "norm"))
 
 # %% ../nbs/06_runs.ipynb #0287836e
 def write_whole(

@@ -100,9 +100,10 @@ class ImageTransformer(AutoregressiveModel):
         embedding="linear",     # of a pixel: "linear" in its channels, or also of their sines and cosines, "fourier"
         positions="sinusoidal", # codes of rows and columns, "sinusoidal" or "learned"
         norm="post",            # layer norm after a branch is added, "post", or before it is taken, "pre"
+        embedding_scale=1.0,    # factor of a pixel's embedding, beside a position code of sines
     ):
         super().__init__(image_shape, likelihood, n_mixtures)
-        self.features = fourier_features if embedding == "fourier" else nn.Identity()
+        self.features, self.embedding_scale = fourier_features if embedding == "fourier" else nn.Identity(), embedding_scale
         self.embedding, self.dropout = nn.Linear(45 if embedding == "fourier" else 3, d_model), nn.Dropout(dropout)
         self.learned_positions = LearnedPositions(*image_shape[1:], d_model) if positions == "learned" else None
         self.layers = nn.ModuleList(TransformerLayer(scheme, d_model, n_heads, d_ff, dropout, norm) for _ in range(n_layers))
@@ -117,7 +118,7 @@ class ImageTransformer(AutoregressiveModel):
 
     def embed(self, pixels): # float [..., 3] in -1..1 -> [..., d_model]
         "The embedding of a pixel."
-        return math.sqrt(self.embedding.out_features) * self.embedding(self.features(pixels)).relu()
+        return self.embedding_scale * self.embedding(self.features(pixels)).relu()
 
     def positions(self, height, width): # -> [height * width, d_model]
         "The code of every position, where the model lives."
