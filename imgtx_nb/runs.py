@@ -77,7 +77,7 @@ class RunConfig:
     n_filters: int = setting(paper=160, only="pixelcnnpp", least=1)      # channels of a stream
     recompute: bool = setting(only="pixelcnnpp")                         # half the memory for a third more arithmetic: compute blocks again in the backward pass
     embedding: str = setting(paper="linear", only="transformer", choices=("linear", "fourier")) # what a pixel is embedded from: its three channels, or their sines and cosines too
-    embedding_scale: float = setting(paper=1., only="transformer", above=0, most=1000) # factor of a pixel's embedding, beside a position code of sines
+    embedding_scale: float = setting(only="transformer", above=0, most=1000) # factor of a pixel's embedding; left out: the square root of d_model
     positions: str = setting(paper="sinusoidal", only="transformer", choices=("sinusoidal", "learned")) # codes of rows and columns
     norm: str = setting(paper="post", only="transformer", choices=("post", "pre")) # layer norm after a branch is added, or before it is taken
     dropout: float = setting(paper={"transformer": .1, "pixelcnnpp": .5}, least=0, below=1) # probability
