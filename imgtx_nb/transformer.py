@@ -103,7 +103,8 @@ class ImageTransformer(AutoregressiveModel):
         embedding_scale=None,   # factor s of a pixel's embedding; the square root of d_model by default
     ):
         super().__init__(image_shape, likelihood, n_mixtures)
-        self.features, self.embedding_scale = fourier_features if embedding == "fourier" else nn.Identity(), embedding_scale or math.sqrt(d_model)
+        self.embedding_scale = embedding_scale or math.sqrt(d_model)
+        self.features = fourier_features if embedding == "fourier" else nn.Identity()
         self.embedding, self.dropout = nn.Linear(45 if embedding == "fourier" else 3, d_model), nn.Dropout(dropout)
         self.learned_positions = LearnedPositions(*image_shape[1:], d_model) if positions == "learned" else None
         self.layers = nn.ModuleList(TransformerLayer(scheme, d_model, n_heads, d_ff, dropout, norm) for _ in range(n_layers))
