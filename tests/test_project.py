@@ -236,12 +236,13 @@ def test_a_line_of_the_budget_may_have_another_size_and_lengths_of_its_own():
 
 
 def test_ablations_change_one_thing_at_a_time():
-    configs = {config.run_name: config for config in configs_of("ablations")}
+    rows = configs_of("ablations")
+    configs = {config.run_name: config for config in rows}
     first, best, several = configs["published"], configs["all_five"], ("published", "all_four", "all_five")
     changed = lambda config, start: [f.name for f in fields(config) if f.name != "run_name" and getattr(config, f.name) != getattr(start, f.name)]
     for name, config in configs.items():
         if name not in several: assert len(changed(config, best if name.startswith("best_") else first)) == 1, name
-    assert len(changed(best, first)) == 5
+    assert len(changed(best, first)) == 5 and len(configs) == len(rows)
     paper = RunConfig()
     for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
         assert getattr(first, name) == getattr(paper, name)
