@@ -6,12 +6,14 @@
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'NAMES', 'draw_run', 'load_run_and_test', 'save_sheet', 'read_sheet', 'scheme_of',
            'last_fall', 'table_row', 'table1', 'where_from', 'markdown_table', 'number', 'table1_markdown',
            'draw_samples', 'context_use', 'context_table', 'context_markdown', 'differences', 'ablation_table',
-           'ablation_markdown', 'draw_curves', 'write_results', 'write_table', 'schemes_of', 'name_of', 'title_of']
+           'ablation_markdown', 'draw_ablations', 'draw_curves', 'write_results', 'write_table', 'schemes_of',
+           'name_of', 'title_of']
 
 # %% ../nbs/09_results.ipynb #55646150
 import json
 from dataclasses import fields
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -207,6 +209,21 @@ def ablation_markdown(
     shown = pd.DataFrame({"change": table.change.map("`{}`".format), "validation bits/dim": table.valid_bits_per_dim.map("{:.3f}".format), "difference": table.difference.map("{:+.3f}".format),
                           "parameters": table.n_parameters.map("{:,}".format), "steps": table.steps.map("{:,}".format)})
     return f"{markdown_table(shown)}\n\n{table.model[0]}, {table.scheme[0]} unless named, on {where_from(table)}."
+
+def draw_ablations(
+    tables, # what ablation_table returned, by the name of the recipe that it starts from
+):          # the matplotlib figure
+    "What each change does, beside what the same change does to another recipe."
+    rows = pd.concat([table[1:].assign(start=f"{name}, {table.valid_bits_per_dim[0]:.3f}") for name, table in tables.items()])
+    rows["change"] = [fill(change.replace(" = ", "="), 38) for change in rows.change]
+    fig, ax = plt.subplots(figsize=(7.5, 1.5 + .4 * rows.change.nunique()), layout="constrained")
+    sns.barplot(rows, x="difference", y="change", hue="start", ax=ax)
+    for bars in ax.containers: ax.bar_label(bars, fmt="%+.3f", fontsize=7, padding=2)
+    ax.axvline(0, color="black", lw=.8)
+    ax.margins(x=.15); ax.tick_params("y", labelsize=8); ax.legend(title="change of (its bits/dim)", fontsize=8, title_fontsize=8)
+    ax.set(xlabel="difference in validation bits/dim; below 0 is better", ylabel="")
+    ax.set_title("\n".join(where_from(pd.concat(tables.values()), columns) for columns in (("dataset", "scale"), ("hardware",), ("commit",))), fontsize=9)
+    return fig
 
 # %% ../nbs/09_results.ipynb #0dec2285
 def draw_curves(
