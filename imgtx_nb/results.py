@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'NAMES', 'draw_run', 'load_run_and_test', 'save_sheet', 'read_sheet', 'scheme_of',
-           'last_fall', 'table_row', 'table1', 'where_from', 'markdown_table', 'number', 'table1_markdown',
-           'draw_samples', 'context_use', 'context_table', 'context_markdown', 'differences', 'ablation_table',
-           'ablation_markdown', 'draw_ablations', 'draw_curves', 'write_results', 'write_table', 'schemes_of',
-           'name_of', 'title_of']
+           'last_fall', 'table_row', 'table1', 'where_from', 'where_from_lines', 'markdown_table', 'number',
+           'table1_markdown', 'draw_samples', 'context_use', 'context_table', 'context_markdown', 'differences',
+           'ablation_table', 'ablation_markdown', 'draw_ablations', 'draw_curves', 'write_results', 'write_table',
+           'schemes_of', 'name_of', 'title_of']
 
 # %% ../nbs/09_results.ipynb #55646150
 import json
@@ -110,6 +110,10 @@ def where_from(
     "What the rows share, or in what they differ, in a phrase for titles."
     tell = {"dataset": "{}", "scale": "scale {}", "hardware": "{}", "commit": "commit {}"}
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
+
+def where_from_lines(table): # what table1 returned -> text
+    "The same in three lines, for the title of a figure."
+    return "\n".join(where_from(table, columns) for columns in (("dataset", "scale"), ("hardware",), ("commit",)))
 
 def markdown_table(
     frame, # a DataFrame of text
@@ -222,7 +226,7 @@ def draw_ablations(
     ax.axvline(0, color="black", lw=.8)
     ax.margins(x=.15); ax.tick_params("y", labelsize=8); ax.legend(title="change of (its bits/dim)", fontsize=8, title_fontsize=8)
     ax.set(xlabel="difference in validation bits/dim; below 0 is better", ylabel="")
-    ax.set_title("\n".join(where_from(pd.concat(tables.values()), columns) for columns in (("dataset", "scale"), ("hardware",), ("commit",))), fontsize=9)
+    ax.set_title(where_from_lines(pd.concat(tables.values())), fontsize=9)
     return fig
 
 # %% ../nbs/09_results.ipynb #0dec2285
