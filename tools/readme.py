@@ -3,6 +3,7 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
@@ -11,7 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def readme(notebook):
     "The markdown of a notebook and its pictures, {name: bytes}."
     exporter = MarkdownExporter(config=Config({"TagRemovePreprocessor": {"enabled": True, "remove_input_tags": {"remove-input"}}}))
-    text, resources = exporter.from_filename(str(notebook), resources={"output_files_dir": "README_files", "unique_key": "README"})
+    source = nbformat.read(notebook, nbformat.NO_CONVERT)
+    alts = iter([output.metadata["image/png"]["alt"] for cell in source.cells for output in cell.get("outputs", []) if "image/png" in output.get("metadata", {})])
+    text, resources = exporter.from_notebook_node(source, resources={"output_files_dir": "README_files", "unique_key": "README"})
+    text = re.sub(r"\s*!\[png\](\(.*\))\s*", lambda picture: f"\n\n![{next(alts)}]{picture[1]}\n\n", text)
     text = re.sub(r"\]\((\w+\.ipynb)", r"](nbs/\1", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", resources["outputs"]
 
