@@ -113,6 +113,7 @@ def from_npz(
 ):
     "Images and labels of an `.npz` file; raises `ValueError` naming the key that is missing or malformed."
     images_key, labels_key = f"{split}_images", f"{split}_labels"
+    if not zipfile.is_zipfile(path): raise ValueError(f"{path} is neither a folder nor an .npz file: save arrays with numpy.savez, or put images into train/ and test/ of a folder.")
     try:
         with np.load(path, allow_pickle=False) as arrays: images, labels = arrays[images_key], arrays[labels_key]
     except KeyError: raise ValueError(f"{path} has no {images_key} or no {labels_key}: an .npz data set needs train_images "
@@ -134,14 +135,16 @@ def from_folder(
     return np.stack([*_read_all(files)]), np.array([classes.index(f.parent) for f in files])
 
 def _read_all(files):
-    size = None
+    size, converted = None, {"RGB"}
     for f in files:
         try: image = Image.open(f); image.load()
         except OSError as e: raise ValueError(f"{f} is not an image that can be read ({e}): remove or replace it.") from None
         size = size or image.size
         if image.size != size: raise ValueError(f"{f} is {image.size[0]} x {image.size[1]} pixels, the images before it "
                                                 f"{size[0]} x {size[1]}: all images of a data set have one size.")
-        if image.mode != "RGB": warnings.warn(f"{f} is of mode {image.mode} and was converted to RGB.")
+        if image.mode.startswith(("I", "F")): raise ValueError(f"{f} is of mode {image.mode}, more than 8 bits a channel: make it 8-bit RGB, values 0 to 255.")
+        if image.mode not in converted: warnings.warn(f"{f} is of mode {image.mode}: it and all others like it were converted to RGB.")
+        converted.add(image.mode)
         yield np.asarray(image.convert("RGB"))
 
 # %% ../nbs/00_data.ipynb #000ac6d0

@@ -60,6 +60,7 @@ def complete(
     seed=None,       # the same seed gives the same images
 ):                   # uint8 [N, 3, H, W], the first rows rows kept
     "Continue images from their upper rows; raises `ValueError` or `TypeError` in one sentence."
+    images = torch.as_tensor(images)
     if images.dtype != torch.uint8: raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1:] != model.image_shape or not len(images):
         raise ValueError(f"images are {list(images.shape)}: this model completes [N, {', '.join(map(str, model.image_shape))}], N at least 1.")

@@ -87,7 +87,7 @@ def evaluate(
     contexts=None, # uint8 [N, 3, H, W], whose pixels the model is given; the images themselves by default
 ):                 # bits per dimension, a float
     "The exact bits per dimension of a set of images; raises `ValueError` if there are none, `TypeError` if they are not bytes."
-    contexts = images if contexts is None else contexts
+    images, contexts = map(torch.as_tensor, (images, images if contexts is None else contexts))
     if contexts.shape != images.shape: raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: give one context for each image, of its size.")
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
     if type(batch_size) is not int or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
