@@ -13,13 +13,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
+from imgtx_nb.results import table1
 from imgtx_nb.runs import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
+TABLES = sorted(p for p in (ROOT/"results").rglob("*.csv") if "run" in pd.read_csv(p, nrows=0))
 EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark"}
 sys.path.insert(0, str(ROOT/"tools"))
 
@@ -126,6 +129,15 @@ def test_readme_names_real_targets_and_files():
     text, makefile = (ROOT/"README.md").read_text(), (ROOT/"Makefile").read_text()
     for target in set(re.findall(r"`?make ([a-z]+)`?", " ".join(re.findall(r"`[^`]*`", text)))): assert re.search(rf"^{target}:", makefile, re.M), target
     for link in re.findall(r"\]\(((?!http)[^)#]+)", text): assert (ROOT/link).exists(), link
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tables_say_what_the_run_folders_say(path, tmp_path):
+    table = pd.read_csv(path)
+    folders = [next((f for f in (path.parent/run, path.parent.parent/run) if f.is_dir()), run) for run in table.run]
+    table1(folders).to_csv(tmp_path/"again.csv", index=False)
+    again = pd.read_csv(tmp_path/"again.csv")
+    pd.testing.assert_frame_equal(table[[c for c in table if c in again]], again[[c for c in table if c in again]])
 
 
 FOURTH_SCHEME = """
