@@ -97,7 +97,7 @@ class RunConfig:
     run_name: str = None                                                 # name of the run folder; left out: made of the parameters
 
     def __post_init__(self):
-        for f in fields(self):
+        for f in fields(self): # None says what leaving out says
             if getattr(self, f.name) is None: object.__setattr__(self, f.name, f.default)
         given = {f.name: checked(f, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None}
         for name, value in (defaults(self) | given).items(): object.__setattr__(self, name, value)
