@@ -24,7 +24,7 @@ from PIL import Image
 
 from .data import find_path, image_grid, load_images
 from .masks import SCHEMES, draw_schemes
-from .runs import RunConfig, build_scheme, config_from, load_run, read_json, write_whole
+from .runs import RunConfig, build_scheme, differing, load_run, read_config, read_json, write_whole
 from .sampling import complete, sample
 from .training import evaluate
 
@@ -78,8 +78,7 @@ def settings_of(config): # a RunConfig -> text
     "The parameters of the scheme, and whatever else in the model and its training is not as the scale says."
     scheme = [f.name for f in fields(SCHEMES[config.attention])] if config.attention else []
     usual = RunConfig(**{name: getattr(config, name) for name in (*TOLD, *scheme)})
-    others = [f.name for f in fields(config) if getattr(config, f.name) != getattr(usual, f.name)]
-    return ", ".join(f"{name} = {getattr(config, name)}" for name in scheme + others) or "-"
+    return ", ".join(f"{name} = {getattr(config, name)}" for name in scheme + differing(config, usual)) or "-"
 
 def last_fall(metrics): # a run's metrics, a DataFrame -> bits/dim per 1,000 steps, or None
     "How fast validation bits/dim were falling between the last two validations."
@@ -94,7 +93,7 @@ def table_row(
     "What Table 1 says of a run; raises `FileNotFoundError` if it is not done."
     path = find_path(folder) or Path(folder)
     if not (path/"summary.json").exists(): raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
-    config, summary = config_from(read_json(path/"config.json")), read_json(path/"summary.json")
+    config, summary = read_config(path), read_json(path/"summary.json")
     data = summary["dataset"]
     return {"model": NAMES.get(config.attention or config.model, config.attention), "scheme": settings_of(config), "n_parameters": summary["n_parameters"],
             "size_mb": summary["size_mb"], "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
@@ -202,8 +201,8 @@ def context_markdown(
 # %% ../nbs/09_results.ipynb #5e3ab6e9
 def differences(folder, reference): # two run folders -> text
     "In what the parameters of a run differ from those of another."
-    one, other = (read_json(Path(f)/"config.json") for f in (folder, reference))
-    return ", ".join(f"{k} = {one[k]}" for k in one if k not in ("run_name", "results_dir") and one[k] != other.get(k))
+    config = read_config(folder)
+    return ", ".join(f"{name} = {getattr(config, name)}" for name in differing(config, read_config(reference)) if name not in ("run_name", "results_dir"))
 
 def ablation_table(
     folders, # the folders of the runs; the first is what the others are compared with
@@ -267,7 +266,7 @@ def write_results(
     write_table(results/"table1", table, table1_markdown)
     write_table(results/"context_use", context_table(folders), context_markdown)
     keep = lambda fig, name: (fig.savefig(results/name, dpi=120), plt.close(fig))
-    configs = [config_from(read_json(Path(f)/"config.json")) for f in folders]
+    configs = [read_config(f) for f in folders]
     keep(draw_schemes(schemes_of(configs), (20, 12), 32, 32), "figure1_schemes.png")
     last_of_kind = {config.attention or config.model: n for n, config in enumerate(configs)}
     for number, (kind, n) in enumerate(last_of_kind.items(), 2):

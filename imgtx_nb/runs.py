@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'KINDS', 'METRICS', 'setting', 'schemes_with', 'concerns', 'RunConfig', 'defaults', 'checked',
-           'check_together', 'default_name', 'notebook_parameters', 'refuse_unknown', 'config_from', 'refuse_small',
-           'build_scheme', 'build_model', 'write_whole', 'read_json', 'RunFolder', 'commit', 'hardware', 'versions',
-           'load_run', 'run_notebook']
+           'check_together', 'default_name', 'notebook_parameters', 'refuse_unknown', 'config_from', 'differing',
+           'refuse_small', 'build_scheme', 'build_model', 'write_whole', 'read_json', 'read_config', 'RunFolder',
+           'commit', 'hardware', 'versions', 'load_run', 'run_notebook']
 
 # %% ../nbs/06_runs.ipynb #ff1e49cf
 import difflib
@@ -193,6 +193,10 @@ def config_from(parameters): # a dictionary -> a RunConfig
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
+def differing(config, other): # two RunConfigs -> a list of names
+    "The parameters in which a run differs from another."
+    return [f.name for f in fields(config) if getattr(config, f.name) != getattr(other, f.name)]
+
 # %% ../nbs/06_runs.ipynb #73c60071
 def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     "Raise a `ValueError` for images that are smaller than what a scheme looks at: it would not be local on them."
@@ -237,6 +241,10 @@ def read_json(path): # a file of a run -> a dictionary
     "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged ({e}): bring it back, or remove its folder and train the run again.") from None
+
+def read_config(folder): # of a run -> its RunConfig
+    "The parameters of a run; raises `ValueError` if they are damaged."
+    return config_from(read_json(Path(folder)/"config.json"))
 
 # %% ../nbs/06_runs.ipynb #ab8b8ca2
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
@@ -336,7 +344,7 @@ def load_run(
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]
     if missing: raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be loaded has both; "
                                         "train the run (again), or name another folder.")
-    config = config_from(read_json(path/"config.json"))
+    config = read_config(path)
     try:
         with safe_open(path/"model.safetensors", "pt") as kept:
             shape, weights = json.loads(kept.metadata()["image_shape"]), {k: kept.get_tensor(k) for k in kept.keys()}
