@@ -33,6 +33,7 @@ class Tile(NamedTuple):
     keys: tuple        # the smallest rectangle around all keys that these queries may see
     mask: torch.Tensor # additive, [queries, keys]: 0 where allowed, minus infinity elsewhere
 
+# %% ../nbs/03_attention.ipynb #5fb8dd01
 @lru_cache
 def tiles(
     scheme,              # a Scheme
@@ -150,6 +151,7 @@ class SelfAttention(nn.Module):
         "Attend within whole pictures."
         return self.out(self.attend(*self.project(x), self.scheme, height, width).transpose(1, 2).flatten(2))
 
+# %% ../nbs/03_attention.ipynb #d24dfe01
 def attend_with(
     model,  # any module
     attend, # an execution of Eq. 5: `dense_attention`, `flex_attention`, or one of your own
@@ -167,6 +169,7 @@ class Plan(NamedTuple):
     runs: list         # of every query, a slice of slots
     mask: torch.Tensor # [positions, 1, n_slots]: 0 where allowed, minus infinity elsewhere
 
+# %% ../nbs/03_attention.ipynb #e14c7601
 @lru_cache
 def cache_plan(
     scheme,        # a Scheme

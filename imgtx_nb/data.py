@@ -24,6 +24,7 @@ def project_root():
     here = Path.cwd()
     return next((p for p in (here, *here.parents) if (p/"settings.ini").exists()), here)
 
+# %% ../nbs/00_data.ipynb #34a4dc01
 def find_path(
     path, # a path, absolute, or relative to the working directory or to the project's root
 ):
@@ -122,6 +123,7 @@ def from_npz(
         raise ValueError(f"{path} is not an .npz file of plain arrays ({e}): save it with numpy.savez.") from None
     return images, labels
 
+# %% ../nbs/00_data.ipynb #7613ba01
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 
 def from_folder(

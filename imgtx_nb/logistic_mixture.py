@@ -47,6 +47,7 @@ def check_pixels(pixels): # [..., 3]
     if pixels.shape[-1:] != (3,) or pixels.dtype != torch.uint8 and not PIXELS.check(pixels).all():
         raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: they must be [..., 3] integers in 0..255.")
 
+# %% ../nbs/01_logistic_mixture.ipynb #f2f4f801
 class DiscretizedLogisticMixture(Distribution):
     "A mixture of K logistics over 8-bit RGB pixels, its channels coupled linearly (Eq. 2-4)."
     arg_constraints, support = {}, PIXELS
@@ -169,6 +170,7 @@ def scaled(images): # uint8 [B, 3, H, W] -> float [B, 3, H, W] in -1..1
         raise TypeError(f"images are {images.dtype} {list(images.shape)}: models take uint8 [B, 3, H, W], values 0 to 255.")
     return images / 127.5 - 1
 
+# %% ../nbs/01_logistic_mixture.ipynb #bcb4ad01
 class AutoregressiveModel(nn.Module):
     "Eq. 1 as a module: the parameters of every pixel's distribution, from the pixels before it."
     def __init__(self,
@@ -234,6 +236,7 @@ def nats(
     "Negative log-likelihood of each image, in nats (Eq. 1)."
     return -likelihood(params).log_prob(images.permute(0, 2, 3, 1)).sum((1, 2))
 
+# %% ../nbs/01_logistic_mixture.ipynb #1b140701
 def receptive_field(
     model,  # an AutoregressiveModel
     images, # uint8 [B, 3, H, W]

@@ -50,6 +50,7 @@ class non_local(Scheme):
     def allows(self, query, key, width):
         return key <= query
 
+# %% ../nbs/02_masks.ipynb #8c9eba01
 @dataclass(frozen=True)
 class local_1d(Scheme):
     "The query's own block of the raster sequence so far, and the whole block before it."
@@ -60,6 +61,7 @@ class local_1d(Scheme):
     def allows(self, query, key, width):
         return (key <= query) & (query // self.block_length - key // self.block_length <= 1)
 
+# %% ../nbs/02_masks.ipynb #8c9eba02
 @dataclass(frozen=True)
 class local_2d(Scheme):
     "At most `kernel_size` rows up and `kernel_size` columns to either side: 2k(k + 1) + 1 keys, away from the borders."
@@ -91,6 +93,7 @@ def scheme_picture(
     picture[flat] = 2
     return picture.view(height, width)
 
+# %% ../nbs/02_masks.ipynb #111c7c01
 def draw_schemes(
     schemes,                  # the schemes to draw, one panel each
     query=(9, 6),             # (row, column) of the query

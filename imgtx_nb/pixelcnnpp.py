@@ -34,6 +34,7 @@ class CausalConv2d(nn.Module):
         "Pad above and to the left, and convolve."
         return self.conv(F.pad(x, self.padding) if any(self.padding) else x)
 
+# %% ../nbs/05_pixelcnnpp.ipynb #64f46201
 class CausalConvTranspose2d(nn.Module):
     "Its mirror image: doubles the resolution, and is cropped where `CausalConv2d` is padded."
     def __init__(self,
@@ -61,6 +62,7 @@ def concat_elu(x): # [B, C, H, W] -> [B, 2 C, H, W]
     "ELU of x and of -x, side by side."
     return F.elu(torch.cat([x, -x], 1), inplace=True)
 
+# %% ../nbs/05_pixelcnnpp.ipynb #34e3bd01
 class GatedResnet(nn.Module):
     "A gated residual block with an optional shortcut."
     def __init__(self,
@@ -104,6 +106,7 @@ class StreamPair(nn.Module):
         side = down if shortcut is None else torch.cat([down, shortcut[1]], 1)
         return down, self.right(streams[1], side)
 
+# %% ../nbs/05_pixelcnnpp.ipynb #33764e01
 class Resample(nn.Module):
     "Halve or double the resolution of both streams."
     def __init__(self, n_filters, conv, **kwargs): # conv: CausalConv2d with stride 2 or CausalConvTranspose2d

@@ -47,16 +47,19 @@ def draw_run(
     save_sheet(folder/"samples.png", [sample(model, n, seed=seed)])
     save_sheet(folder/"completions.png", [given, *(complete(model, truth, rows, t, seed) for t in TEMPERATURES), truth])
 
+# %% ../nbs/09_results.ipynb #0567b201
 def load_run_and_test(folder): # -> the model, where it is fastest, its RunConfig, and its test images
     "A trained model and the images that it was not trained on."
     model, config = load_run(folder)
     return model.cuda() if torch.cuda.is_available() else model, config, load_images(config.dataset, "test", config.data_root)[0]
 
+# %% ../nbs/09_results.ipynb #0567b202
 def save_sheet(path, rows): # rows: a list of uint8 [N, 3, H, W]
     "Write images as one PNG without margins, a row for each element."
     sheet = torch.cat([images.permute(2, 0, 3, 1).flatten(1, 2) for images in rows])
     write_whole(path, lambda part: Image.fromarray(sheet.numpy()).save(part, format="png"))
 
+# %% ../nbs/09_results.ipynb #0567b203
 def read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row of the sheet each
     "The images of a sheet."
     sheet = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
@@ -71,6 +74,7 @@ def scheme_of(config): # a RunConfig -> text, or "pixelcnnpp"
     "The attention scheme with its parameters, as the scheme itself prints them."
     return repr(build_scheme(config)) if config.attention else config.model
 
+# %% ../nbs/09_results.ipynb #2e981701
 TOLD = ("dataset", "data_root", "horizontal_flips", "scale", "model", "likelihood", "attention", "recompute", "max_steps", "eval_every",
         "precision", "compile", "seed", "results_dir", "run_name") # by other columns, or the same in all rows, or without effect on the numbers
 
@@ -80,6 +84,7 @@ def settings_of(config): # a RunConfig -> text
     usual = RunConfig(**{name: getattr(config, name) for name in (*TOLD, *scheme)})
     return ", ".join(f"{name} = {getattr(config, name)}" for name in scheme + differing(config, usual)) or "-"
 
+# %% ../nbs/09_results.ipynb #2e981702
 def last_fall(metrics): # a run's metrics, a DataFrame -> bits/dim per 1,000 steps, or None
     "How fast validation bits/dim were falling between the last two validations."
     valid = metrics[["step", "valid_bits_per_dim"]].dropna().values
@@ -87,6 +92,7 @@ def last_fall(metrics): # a run's metrics, a DataFrame -> bits/dim per 1,000 ste
     (step_before, before), (step, bits) = valid[-2:]
     return 1000 * (before - bits) / (step - step_before)
 
+# %% ../nbs/09_results.ipynb #2e981703
 def table_row(
     folder, # the folder of a run that is done
 ):          # a dictionary
@@ -111,6 +117,7 @@ def table1(
     "Table 1: a row for each run."
     return pd.DataFrame([table_row(f) for f in folders])
 
+# %% ../nbs/09_results.ipynb #33a24f01
 def where_from(
     table,                                              # what table1 returned
     columns=("dataset", "scale", "hardware", "commit"), # what to tell
@@ -119,16 +126,19 @@ def where_from(
     tell = {"dataset": "{}", "scale": "scale {}", "hardware": "{}", "commit": "commit {}"}
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
 
+# %% ../nbs/09_results.ipynb #33a24f02
 def where_from_lines(table): # what table1 returned -> text
     "The same in three lines, for the title of a figure."
     return "\n".join(where_from(table, columns) for columns in (("dataset", "scale"), ("hardware",), ("commit",)))
 
+# %% ../nbs/09_results.ipynb #33a24f03
 def markdown_table(
     frame, # a DataFrame of text
 ):         # markdown
     "A table for people."
     return "\n".join("| " + " | ".join(row) + " |" for row in ([*frame], ["---"] * frame.shape[1], *frame.values.tolist()))
 
+# %% ../nbs/09_results.ipynb #33a24f04
 def number(
     value,    # a number, or none
     digits=0, # after the point
@@ -136,6 +146,7 @@ def number(
     "A number for people, and a dash where there is none."
     return "-" if pd.isna(value) else f"{value:,.{digits}f}"
 
+# %% ../nbs/09_results.ipynb #33a24f05
 def table1_markdown(
     table, # what table1 returned
 ):         # markdown
@@ -182,6 +193,7 @@ def context_use(
     write_whole(kept, lambda part: part.write_text(json.dumps(bits, indent=1)))
     return bits
 
+# %% ../nbs/09_results.ipynb #c90dcb01
 def context_table(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
@@ -189,6 +201,7 @@ def context_table(
     keep = ["model", "scheme", "dataset", "scale", "hardware", "commit", "run"]
     return pd.DataFrame([context_use(f) | {k: v for k, v in table_row(f).items() if k in keep} for f in folders])
 
+# %% ../nbs/09_results.ipynb #c90dcb02
 def context_markdown(
     table, # what context_table returned
 ):         # markdown
@@ -204,6 +217,7 @@ def differences(folder, reference): # two run folders -> text
     config = read_config(folder)
     return ", ".join(f"{name} = {getattr(config, name)}" for name in differing(config, read_config(reference)) if name not in ("run_name", "results_dir"))
 
+# %% ../nbs/09_results.ipynb #5e3ab601
 def ablation_table(
     folders, # the folders of the runs; the first is what the others are compared with
 ):           # a DataFrame
@@ -214,6 +228,7 @@ def ablation_table(
     table["difference"] = table.valid_bits_per_dim - table.valid_bits_per_dim[0]
     return table[["change", "valid_bits_per_dim", "difference", "model", "scheme", "n_parameters", "steps", "dataset", "scale", "hardware", "commit", "run"]]
 
+# %% ../nbs/09_results.ipynb #5e3ab602
 def ablation_markdown(
     table, # what ablation_table returned
 ):         # markdown
@@ -222,6 +237,7 @@ def ablation_markdown(
                           "parameters": table.n_parameters.map("{:,}".format), "steps": table.steps.map("{:,}".format)})
     return f"{markdown_table(shown)}\n\n{table.model[0]}, {table.scheme[0]} unless named, on {where_from(table)}."
 
+# %% ../nbs/09_results.ipynb #5e3ab603
 def draw_ablations(
     tables, # what ablation_table returned, by the name of the recipe that it starts from
 ):          # the matplotlib figure
@@ -274,19 +290,23 @@ def write_results(
     keep(draw_curves(folders, f"Learning curves on {where_from(table, ('dataset', 'scale'))}"), "learning_curves.png")
     return table
 
+# %% ../nbs/09_results.ipynb #411ee501
 def write_table(path, table, markdown): # a path without suffix, a DataFrame, and what makes markdown of it
     "Write a table for programs, .csv, and for people, .md."
     table.to_csv(f"{path}.csv", index=False)
     Path(f"{path}.md").write_text(markdown(table) + "\n")
 
+# %% ../nbs/09_results.ipynb #411ee502
 def schemes_of(configs): # RunConfigs -> their distinct Schemes
     "The attention schemes that some runs use, each once."
     return [*dict.fromkeys(build_scheme(c) for c in configs if c.attention)]
 
+# %% ../nbs/09_results.ipynb #411ee503
 def name_of(row): # a row of table1 -> text
     "A model and its settings."
     return row["model"] if row["scheme"] == "-" else f"{row['model']}, {row['scheme']}"
 
+# %% ../nbs/09_results.ipynb #411ee504
 def title_of(row): # a row of table1 -> text
     "A model, its bits/dim, and on what, in two lines."
     return fill(f"{name_of(row)}: {row['bits_per_dim']:.3f} bits/dim", 110) + f"\n{row['dataset']}, scale {row['scale']}, {row['steps']:,} steps"

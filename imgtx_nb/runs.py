@@ -43,10 +43,12 @@ def setting(
     "A parameter of a run."
     return field(default=default, metadata={"paper": paper, "only": (only,) if isinstance(only, str) else only, **rules})
 
+# %% ../nbs/06_runs.ipynb #f7bb4a01
 def schemes_with(name): # a parameter -> a tuple of names
     "The attention schemes that have a parameter."
     return tuple(kind for kind, scheme in SCHEMES.items() if name in [f.name for f in fields(scheme)])
 
+# %% ../nbs/06_runs.ipynb #f7bb4a02
 def concerns(
     f,      # a field of RunConfig
     *kinds, # names of a model, a likelihood, an attention scheme
@@ -150,6 +152,7 @@ def checked(
     if not right: raise ValueError(f"{f.name} is {value!r}: it must be {allowed}.")
     return value
 
+# %% ../nbs/06_runs.ipynb #fd21e201
 def check_together(
     config, # a RunConfig with every value in its own range
     given,  # the names that were given explicitly
@@ -164,6 +167,7 @@ def check_together(
     if config.run_name is not None and not re.fullmatch(r"\w[\w.-]*", config.run_name):
         raise ValueError(f"run_name is {config.run_name!r}: it names a folder, so use letters, digits, '.', '_' and '-' alone.")
 
+# %% ../nbs/06_runs.ipynb #fd21e202
 def default_name(config): # a RunConfig -> its folder's name
     "The name of a run: what distinguishes a row of the study, the data and the scale."
     scheme = config.attention and "-".join([config.attention, *(str(getattr(config, f.name)) for f in fields(SCHEMES[config.attention]))])
@@ -178,6 +182,7 @@ def notebook_parameters(
     plain = (str, int, float, bool, list, dict, tuple, type(None))
     return {k: v for k, v in namespace.items() if isinstance(v, plain) and not k.startswith("_") and k not in ("In", "Out")}
 
+# %% ../nbs/06_runs.ipynb #cd616b01
 def refuse_unknown(
     names, # names that were given
     known, # names that exist
@@ -188,11 +193,13 @@ def refuse_unknown(
             near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(name, known, 1, 0)
             raise ValueError(f"{name} is not a parameter: did you mean {near[0]}? The parameters are {', '.join(known)}.")
 
+# %% ../nbs/06_runs.ipynb #cd616b02
 def config_from(parameters): # a dictionary -> a RunConfig
     "A config from named parameters; raises `ValueError` for names that do not exist as well as for wrong values."
     refuse_unknown(parameters, [f.name for f in fields(RunConfig)])
     return RunConfig(**parameters)
 
+# %% ../nbs/06_runs.ipynb #cd616b03
 def differing(config, other): # two RunConfigs -> a list of names
     "The parameters in which a run differs from another."
     return [f.name for f in fields(config) if getattr(config, f.name) != getattr(other, f.name)]
@@ -205,11 +212,13 @@ def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
     if config.kernel_size and config.kernel_size >= max(height, width): raise ValueError(f"kernel_size is {config.kernel_size}, but {given} kernel_size.")
     if config.block_length and config.block_length > height * width: raise ValueError(f"block_length is {config.block_length}, but {given} block_length.")
 
+# %% ../nbs/06_runs.ipynb #73c60001
 def build_scheme(config): # a RunConfig -> a Scheme, or None for a model without attention
     "The attention scheme that a config names, with its parameters."
     kind = SCHEMES.get(config.attention)
     return kind and kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
 
+# %% ../nbs/06_runs.ipynb #73c60002
 def build_model(
     config,      # a RunConfig
     image_shape, # (3, height, width) of the images
@@ -237,11 +246,13 @@ def write_whole(
         raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another results_dir; "
                       "what was written before is whole, and the same command goes on from there.") from None
 
+# %% ../nbs/06_runs.ipynb #02878301
 def read_json(path): # a file of a run -> a dictionary
     "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
     try: return json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} is damaged ({e}): bring it back, or remove its folder and train the run again.") from None
 
+# %% ../nbs/06_runs.ipynb #02878302
 def read_config(folder): # of a run -> its RunConfig
     "The parameters of a run; raises `ValueError` if they are damaged."
     return config_from(read_json(Path(folder)/"config.json"))
@@ -323,6 +334,7 @@ def commit():
     try: return git("rev-parse", "--short=12", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "nbs", "imgtx_nb") else "")
     except (OSError, subprocess.CalledProcessError): return "unknown"
 
+# %% ../nbs/06_runs.ipynb #e21b9201
 def hardware(device): # a torch.device
     "The processor, or the GPU, that a run used."
     if device.type == "cuda": return torch.cuda.get_device_name(device)
@@ -331,6 +343,7 @@ def hardware(device): # a torch.device
     n = torch.get_num_threads()
     return f"{name[1] if name else platform.processor() or platform.machine()}, {n} thread{'s' * (n > 1)}"
 
+# %% ../nbs/06_runs.ipynb #e21b9202
 def versions():
     "Versions that numbers depend on."
     return {"python": platform.python_version(), "torch": torch.__version__, "imgtx_nb": imgtx_nb.__version__}

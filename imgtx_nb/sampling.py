@@ -31,6 +31,7 @@ def grow(
     model.train(was_training)
     return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
 
+# %% ../nbs/08_sampling.ipynb #e3a16e01
 def check_temperature(temperature):
     "Raise a `ValueError` unless it is a positive finite number."
     if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):

@@ -303,6 +303,7 @@ def make_accelerator(config): # a RunConfig -> an accelerate.Accelerator
         raise ValueError(f"batch_size is {config.batch_size}, but there are {accelerator.num_processes} processes: choose a multiple.")
     return accelerator
 
+# %% ../nbs/07_training.ipynb #dfd40301
 def summarize(config, model, progress, images, test_bits, device):
     "The outcome of a run as a dictionary for its `summary.json`."
     n_parameters = sum(p.numel() for p in model.parameters())
