@@ -20,6 +20,7 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
@@ -143,6 +144,7 @@ def checked(
     rules, kind = f.metadata, KINDS[f.type]
     limits = [f"{word} {rules[rule]}" for rule, word in (("least", "at least"), ("above", "above"), ("below", "below"), ("most", "at most")) if rule in rules]
     allowed = "one of " + ", ".join(rules["choices"]) if "choices" in rules else ", ".join([kind, *limits])
+    if isinstance(value, np.generic): value = value.item()
     if f.type is float and type(value) is int: value = float(value)
     if f.type is str and isinstance(value, os.PathLike): value = os.fspath(value)
     right = type(value) is f.type and value in rules.get("choices", (value,)) and value != ""

@@ -6,6 +6,8 @@
 __all__ = ['grow', 'check_temperature', 'sample', 'complete']
 
 # %% ../nbs/08_sampling.ipynb #b70906cf
+from numbers import Integral, Real
+
 import torch
 from tqdm.std import tqdm
 
@@ -34,7 +36,7 @@ def grow(
 # %% ../nbs/08_sampling.ipynb #e3a16e01
 def check_temperature(temperature):
     "Raise a `ValueError` unless it is a positive finite number."
-    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < float("inf"):
+    if isinstance(temperature, bool) or not isinstance(temperature, Real) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature is {temperature!r}: it must be a number above 0; 1 samples the model's own distribution.")
 
 # %% ../nbs/08_sampling.ipynb #efe37f1d
@@ -46,7 +48,7 @@ def sample(
     seed=None,            # the same seed gives the same images
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1: raise ValueError(f"n is {n!r}: it must be a whole number, at least 1.")
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1: raise ValueError(f"n is {n!r}: it must be a whole number, at least 1.")
     if first_pixel not in ("random", "model"): raise ValueError(f"first_pixel is {first_pixel!r}: it is random or model.")
     generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
     first = torch.randint(0, 256, (n, 1, 3), generator=generator)
@@ -66,6 +68,6 @@ def complete(
     if images.ndim != 4 or images.shape[1:] != model.image_shape or not len(images):
         raise ValueError(f"images are {list(images.shape)}: this model completes [N, {', '.join(map(str, model.image_shape))}], N at least 1.")
     height, width = images.shape[-2:]
-    if isinstance(rows, bool) or not isinstance(rows, int) or not 0 <= rows <= height:
+    if isinstance(rows, bool) or not isinstance(rows, Integral) or not 0 <= rows <= height:
         raise ValueError(f"rows is {rows!r}: of an image with {height} rows, keep a whole number from 0 to {height}.")
     return grow(model, images.flatten(2)[:, :, :rows * width].transpose(1, 2).long(), temperature, seed)

@@ -15,6 +15,7 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from numbers import Integral
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -90,12 +91,12 @@ def evaluate(
     images, contexts = map(torch.as_tensor, (images, images if contexts is None else contexts))
     if contexts.shape != images.shape: raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: give one context for each image, of its size.")
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
-    if type(batch_size) is not int or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
     state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     own = slice(state.process_index, None, state.num_processes)
-    for batch, context in zip(images[own].split(batch_size), contexts[own].split(batch_size)):
+    for batch, context in zip(*(x[own].split(int(batch_size)) for x in (images, contexts))):
         total += nats(model(context.to(device)), batch.to(device), model.likelihood).double().sum()
     model.train(was_training)
     return bits_per_dim(reduce(total, "sum").item(), images.numel())
