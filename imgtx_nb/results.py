@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'NAMES', 'TOLD', 'draw_run', 'load_run_and_test', 'save_sheet', 'read_sheet', 'scheme_of',
-           'settings_of', 'last_fall', 'table_row', 'table1', 'where_from', 'where_from_lines', 'markdown_table',
-           'number', 'table1_markdown', 'draw_samples', 'context_use', 'context_table', 'context_markdown',
-           'differences', 'ablation_table', 'ablation_markdown', 'draw_ablations', 'draw_curves', 'write_results',
-           'write_table', 'schemes_of', 'name_of', 'title_of']
+           'in_words', 'settings_of', 'last_fall', 'table_row', 'table1', 'where_from', 'where_from_lines',
+           'markdown_table', 'number', 'table1_markdown', 'draw_samples', 'context_use', 'context_table',
+           'context_markdown', 'differences', 'ablation_table', 'ablation_markdown', 'draw_ablations', 'draw_curves',
+           'write_results', 'write_table', 'schemes_of', 'name_of', 'title_of']
 
 # %% ../nbs/09_results.ipynb #55646150
 import json
@@ -74,6 +74,11 @@ def scheme_of(config): # a RunConfig -> text, or "pixelcnnpp"
     "The attention scheme with its parameters, as the scheme itself prints them."
     return repr(build_scheme(config)) if config.attention else config.model
 
+# %% ../nbs/09_results.ipynb #5a7e4c01
+def in_words(config, names): # a RunConfig, and which of its parameters -> text
+    "Parameters with their values."
+    return ", ".join(f"{name} = {getattr(config, name)}" for name in names)
+
 # %% ../nbs/09_results.ipynb #2e981701
 TOLD = ("dataset", "data_root", "horizontal_flips", "scale", "model", "likelihood", "attention", "recompute", "max_steps", "eval_every",
         "precision", "compile", "seed", "results_dir", "run_name") # by other columns, or the same in all rows, or without effect on the numbers
@@ -82,7 +87,7 @@ def settings_of(config): # a RunConfig -> text
     "The parameters of the scheme, and whatever else in the model and its training is not as the scale says."
     scheme = [f.name for f in fields(SCHEMES[config.attention])] if config.attention else []
     usual = RunConfig(**{name: getattr(config, name) for name in (*TOLD, *scheme)})
-    return ", ".join(f"{name} = {getattr(config, name)}" for name in scheme + differing(config, usual)) or "-"
+    return in_words(config, scheme + differing(config, usual)) or "-"
 
 # %% ../nbs/09_results.ipynb #2e981702
 def last_fall(metrics): # a run's metrics, a DataFrame -> bits/dim per 1,000 steps, or None
@@ -215,7 +220,7 @@ def context_markdown(
 def differences(folder, reference): # two run folders -> text
     "In what the parameters of a run differ from those of another."
     config = read_config(folder)
-    return ", ".join(f"{name} = {getattr(config, name)}" for name in differing(config, read_config(reference)) if name not in ("run_name", "results_dir"))
+    return in_words(config, [name for name in differing(config, read_config(reference)) if name not in ("run_name", "results_dir")])
 
 # %% ../nbs/09_results.ipynb #5e3ab601
 def ablation_table(
