@@ -11,6 +11,8 @@ from numbers import Integral, Real
 import torch
 from tqdm.std import tqdm
 
+from .masks import whole_number
+
 # %% ../nbs/08_sampling.ipynb #e3a16e65
 @torch.no_grad()
 def grow(
@@ -48,7 +50,7 @@ def sample(
     seed=None,            # the same seed gives the same images
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
-    if isinstance(n, bool) or not isinstance(n, Integral) or n < 1: raise ValueError(f"n is {n!r}: it must be a whole number, at least 1.")
+    n = whole_number("n", n)
     if first_pixel not in ("random", "model"): raise ValueError(f"first_pixel is {first_pixel!r}: it is random or model.")
     generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
     first = torch.randint(0, 256, (n, 1, 3), generator=generator)

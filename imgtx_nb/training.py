@@ -15,7 +15,6 @@ import time
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from numbers import Integral
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -26,6 +25,7 @@ from tqdm.std import tqdm
 from .attention import has_triton
 from .data import load_images
 from .logistic_mixture import bits_per_dim, nats
+from .masks import whole_number
 from .runs import RunFolder, build_model, commit, hardware, load_run, refuse_small, versions
 
 # %% ../nbs/07_training.ipynb #e6325584
@@ -91,12 +91,12 @@ def evaluate(
     images, contexts = map(torch.as_tensor, (images, images if contexts is None else contexts))
     if contexts.shape != images.shape: raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: give one context for each image, of its size.")
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1: raise ValueError(f"batch_size is {batch_size!r}: it must be a whole number, at least 1.")
+    batch_size = whole_number("batch_size", batch_size)
     state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     own = slice(state.process_index, None, state.num_processes)
-    for batch, context in zip(*(x[own].split(int(batch_size)) for x in (images, contexts))):
+    for batch, context in zip(*(x[own].split(batch_size) for x in (images, contexts))):
         total += nats(model(context.to(device)), batch.to(device), model.likelihood).double().sum()
     model.train(was_training)
     return bits_per_dim(reduce(total, "sum").item(), images.numel())
