@@ -32,7 +32,7 @@ from .data import find_path, project_root
 from .logistic_mixture import LIKELIHOODS
 from .masks import SCHEMES
 from .pixelcnnpp import PixelCNNpp
-from .transformer import ImageTransformer
+from .transformer import ACTIVATIONS, ImageTransformer
 
 # %% ../nbs/06_runs.ipynb #f7bb4a10
 def setting(
@@ -83,6 +83,7 @@ class RunConfig:
     embedding_scale: float = setting(only="transformer", above=0, most=1000) # factor of a pixel's embedding; left out: the square root of d_model
     positions: str = setting(paper="sinusoidal", only="transformer", choices=("sinusoidal", "learned")) # codes of rows and columns
     norm: str = setting(paper="post", only="transformer", choices=("post", "pre")) # layer norm after a branch is added, or before it is taken
+    activation: str = setting(paper="relu", only="transformer", choices=tuple(ACTIVATIONS)) # of the position-wise networks
     dropout: float = setting(paper={"transformer": .1, "pixelcnnpp": .5}, least=0, below=1) # probability
     batch_size: int = setting(paper=32, least=1)                         # images a step, over all processes
     max_steps: int = setting(paper=156_250, least=1)                     # steps of the optimiser; 100 epochs of CIFAR-10
@@ -230,7 +231,7 @@ def build_model(
     refuse_small(config, image_shape)
     common = take("likelihood", "n_mixtures", "dropout")
     if config.model == "pixelcnnpp": return PixelCNNpp(image_shape, **common, **take("n_resnet", "n_filters"), recompute=bool(config.recompute))
-    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "embedding_scale", "positions", "norm"))
+    return ImageTransformer(image_shape, build_scheme(config), **common, **take("n_layers", "d_model", "n_heads", "d_ff", "embedding", "embedding_scale", "positions", "norm", "activation"))
 
 # %% ../nbs/06_runs.ipynb #0287836e
 def write_whole(
@@ -272,7 +273,7 @@ class RunFolder:
     def open(self):
         "Make the folder, or find it; raises `ValueError` if it belongs to a run with other parameters."
         kept = self.path/"config.json"
-        if kept.exists(): return self.refuse_other(read_json(kept))
+        if kept.exists(): return self.refuse_other(read_config(self.path))
         try: self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise OSError(f"{self.path} cannot be made ({e.strerror}): choose a results_dir that can be written to.") from None
         write_whole(kept, lambda part: part.write_text(json.dumps(asdict(self.config), indent=1)))
@@ -283,13 +284,11 @@ class RunFolder:
         try: return lock.acquire()
         except Timeout: raise ValueError(f"{self.path} is being trained by another process: wait for it, or choose another run_name.") from None
 
-    def refuse_other(self, kept): # the parameters of a run that is already there
+    def refuse_other(self, kept): # the RunConfig of a run that is already there
         "Raise a `ValueError` that names the parameters in which a run that is already there differs."
-        own = asdict(self.config)
-        differing = [f"{k} {kept.get(k)!r} there, {own.get(k)!r} here" for k in own.keys() | kept.keys()
-                     if kept.get(k) != own.get(k) and k not in ("results_dir", "data_root")]
-        if differing: raise ValueError(f"{self.path} holds a run with other parameters ({'; '.join(sorted(differing))}): "
-                                       "choose another run_name, or remove that folder.")
+        others = [f"{name} {getattr(kept, name)!r} there, {getattr(self.config, name)!r} here" for name in differing(kept, self.config)
+                  if name not in ("results_dir", "data_root")]
+        if others: raise ValueError(f"{self.path} holds a run with other parameters ({'; '.join(others)}): choose another run_name, or remove that folder.")
 
     def forget_outcome(self):
         "Remove what an earlier run left of its outcome: a run that starts anew has none yet."

@@ -256,5 +256,5 @@ def test_ablations_change_one_thing_at_a_time():
         if name not in several: assert len(changed(config, best if name.startswith("best_") else first)) == 1, name
     assert len(changed(best, first)) == 5 and len(configs) == len(rows)
     paper = RunConfig()
-    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
+    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "activation", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
         assert getattr(first, name) == getattr(paper, name)
