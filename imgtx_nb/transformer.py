@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'positions_2d', 'LearnedPositions', 'fourier_features', 'TransformerLayer', 'ImageTransformer',
-           'TransformerDecoder', 'recorded']
+           'dead_units', 'TransformerDecoder', 'recorded']
 
 # %% ../nbs/04_transformer.ipynb #c62335f4
 import math
@@ -141,6 +141,20 @@ class ImageTransformer(AutoregressiveModel):
     def decoder(self, batch_size): # -> TransformerDecoder
         "A cached decoder at the first pixel of `batch_size` new images."
         return TransformerDecoder(self, batch_size)
+
+# %% ../nbs/04_transformer.ipynb #c9b5f1e1
+@torch.no_grad()
+def dead_units(
+    model,  # an ImageTransformer whose activation is the ReLU
+    images, # uint8 [B, 3, H, W]
+):          # a list of numbers in 0..1, one for each layer
+    "Of the hidden units of every layer, the share that is zero at all positions of all images."
+    shares = []
+    count = lambda module, inputs, hidden: shares.append((hidden <= 0).flatten(0, -2).all(0).float().mean().item())
+    hooks = [layer.network[1].register_forward_hook(count) for layer in model.layers]
+    model(images)
+    for hook in hooks: hook.remove()
+    return shares
 
 # %% ../nbs/04_transformer.ipynb #51e5a7fc
 class TransformerDecoder:
