@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PIXELS', 'LIKELIHOODS', 'log_bin_mass', 'coupled_means', 'check_pixels', 'DiscretizedLogisticMixture',
            'CategoricalPixel', 'params_per_pixel', 'bits_per_dim', 'scaled', 'AutoregressiveModel',
-           'RecomputingDecoder', 'nats', 'receptive_field']
+           'RecomputingDecoder', 'evaluating', 'nats', 'receptive_field']
 
 # %% ../nbs/01_logistic_mixture.ipynb #86f8a6a2
 import math
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -226,6 +227,17 @@ class RecomputingDecoder:
         row, column = divmod(self.t, self.images.shape[-1])
         self.t += 1
         return self.model(self.images[:, :, :row + 1])[:, row, column]
+
+# %% ../nbs/01_logistic_mixture.ipynb #bcb4ad02
+@contextmanager
+def evaluating(
+    model, # any module
+):
+    "Evaluation mode inside; afterwards the mode that it was in."
+    was_training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(was_training)
 
 # %% ../nbs/01_logistic_mixture.ipynb #1b14074d
 def nats(

@@ -49,12 +49,14 @@ def _first_keys(scheme, height, width):
 
 # %% ../nbs/02_masks.ipynb #2d0bc9fd
 def whole_number(
-    name,  # of a parameter, for the message
-    value, # what was given for it, an int or an integer of numpy
-):         # int
-    "A whole number, at least 1; raises `ValueError` for everything else."
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least 1.")
+    name,      # of a parameter, for the message
+    value,     # what was given for it, an int or an integer of numpy
+    least=1,   # the smallest that is allowed
+    most=None, # the largest, if there is one
+):             # int
+    "A whole number in a range; raises `ValueError` for everything else."
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least or most is not None and value > most:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number, {f'at least {least}' if most is None else f'from {least} to {most}'}.")
     return int(value)
 
 # %% ../nbs/02_masks.ipynb #8c9eba26

@@ -24,7 +24,7 @@ from tqdm.std import tqdm
 
 from .attention import has_triton
 from .data import load_images
-from .logistic_mixture import bits_per_dim, nats
+from .logistic_mixture import bits_per_dim, evaluating, nats
 from .masks import whole_number
 from .runs import RunFolder, build_model, commit, hardware, load_run, refuse_small, versions
 
@@ -110,13 +110,12 @@ def evaluate(
     if contexts.shape != images.shape: raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: give one context for each image, of its size.")
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
     batch_size = whole_number("batch_size", batch_size)
-    state, device, was_training = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device, model.training
-    model.eval()
+    state, device = PartialState(cpu=not torch.accelerator.is_available()), next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     own = slice(state.process_index, None, state.num_processes)
-    for batch, context in zip(*(x[own].split(batch_size) for x in (images, contexts))):
-        total += nats(model(context.to(device)), batch.to(device), model.likelihood).double().sum()
-    model.train(was_training)
+    with evaluating(model):
+        for batch, context in zip(*(x[own].split(batch_size) for x in (images, contexts))):
+            total += nats(model(context.to(device)), batch.to(device), model.likelihood).double().sum()
     return bits_per_dim(reduce(total, "sum").item(), images.numel())
 
 # %% ../nbs/07_training.ipynb #b5374a00
