@@ -56,7 +56,7 @@ def whole_number(
 ):             # int
     "A whole number in a range; raises `ValueError` for everything else."
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least or most is not None and value > most:
-        raise ValueError(f"{name} is {value!r}: it must be a whole number, {f'at least {least}' if most is None else f'from {least} to {most}'}.")
+        raise ValueError(f"{name} is {value!r}: it must be a whole number, at least {least}{'' if most is None else f', at most {most}'}.")
     return int(value)
 
 # %% ../nbs/02_masks.ipynb #8c9eba26
