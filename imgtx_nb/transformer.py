@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import CachedAttention, SelfAttention
-from .logistic_mixture import AutoregressiveModel
+from .logistic_mixture import AutoregressiveModel, evaluating
 
 # %% ../nbs/04_transformer.ipynb #6b17545a
 @lru_cache
@@ -152,7 +152,7 @@ def dead_units(
     shares = []
     count = lambda module, inputs, hidden: shares.append((hidden <= 0).flatten(0, -2).all(0).float().mean().item())
     hooks = [layer.network[1].register_forward_hook(count) for layer in model.layers]
-    model(images)
+    with evaluating(model): model(images)
     for hook in hooks: hook.remove()
     return shares
 
