@@ -133,8 +133,8 @@ def where_from(
 
 # %% ../nbs/09_results.ipynb #33a24f02
 def where_from_lines(table): # what table1 returned -> text
-    "The same in three lines, for the title of a figure."
-    return "\n".join(where_from(table, columns) for columns in (("dataset", "scale"), ("hardware",), ("commit",)))
+    "The same in lines of at most 100 characters, for the title of a figure."
+    return "\n".join(fill(where_from(table, columns), 100) for columns in (("dataset", "scale"), ("hardware",), ("commit",)))
 
 # %% ../nbs/09_results.ipynb #33a24f03
 def markdown_table(
