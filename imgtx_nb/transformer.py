@@ -152,8 +152,10 @@ def dead_units(
     shares = []
     count = lambda module, inputs, hidden: shares.append((hidden <= 0).flatten(0, -2).all(0).float().mean().item())
     hooks = [layer.network[1].register_forward_hook(count) for layer in model.layers]
-    with evaluating(model): model(images)
-    for hook in hooks: hook.remove()
+    try:
+        with evaluating(model): model(images)
+    finally:
+        for hook in hooks: hook.remove()
     return shares
 
 # %% ../nbs/04_transformer.ipynb #51e5a7fc
