@@ -63,7 +63,7 @@ class DiscretizedLogisticMixture(Distribution):
         K = params.shape[-1] // 10
         self.means, log_scales, coefficients = params[..., K:].unflatten(-1, (3, 3, K)).unbind(-2)
         self.log_weights = (params[..., :K] / temperature).log_softmax(-1)
-        self.log_scales = log_scales.clamp_min(-7) + math.log(temperature)
+        self.log_scales = log_scales.clamp(-7, 60) + math.log(temperature)
         self.coefficients = coefficients.tanh()
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 

@@ -266,7 +266,7 @@ def draw_curves(
     "Training and validation bits/dim of all runs over the training images that they have seen."
     fig, ax = plt.subplots(figsize=(7.5, 4), layout="constrained")
     curves = [pd.read_csv(Path(f)/"metrics.csv") for f in folders]
-    for folder, metrics, colour in zip(folders, curves, sns.color_palette("deep")):
+    for folder, metrics, colour in zip(folders, curves, sns.color_palette("deep", len(folders))):
         row = table_row(folder)
         metrics["images"] = metrics.step * row["batch_size"]
         smooth = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
