@@ -175,8 +175,9 @@ class PixelCNNpp(AutoregressiveModel):
     def initialize(self, images): # uint8 [B, 3, H, W]
         "Data-dependent initialisation: give every convolution outputs of mean 0 and deviation `init_scale` on these images."
         hooks = [m.register_forward_hook(_standardize) for m in self.modules() if hasattr(m, "init_scale")]
-        self(images)
-        for hook in hooks: hook.remove()
+        try: self(images)
+        finally:
+            for hook in hooks: hook.remove()
 
 # %% ../nbs/05_pixelcnnpp.ipynb #dd3e7a3d
 def _standardize(conv, inputs, output):
