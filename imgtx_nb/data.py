@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATCH_COUNTS', 'IMAGE_SUFFIXES', 'project_root', 'find_path', 'cifar10', 'photographs', 'cells', 'cut_patches',
-           'photo_patches', 'from_npz', 'from_folder', 'load_images', 'image_grid']
+           'photo_patches', 'from_npz', 'from_folder', 'last_tenth', 'load_images', 'image_grid']
 
 # %% ../nbs/00_data.ipynb #4062e588
 import os
@@ -149,6 +149,19 @@ def _read_all(files):
         converted.add(image.mode)
         yield np.asarray(image.convert("RGB"))
 
+# %% ../nbs/00_data.ipynb #000ac6a1
+def last_tenth(
+    groups, # int [N], the group of every training image
+):          # bool [N]
+    "Which training images validate: the last tenth of each group, 2,000 of all at most."
+    before = np.empty(len(groups)) # the share of its group that comes before an image
+    for group in np.unique(groups):
+        own = groups == group
+        before[own] = np.arange(own.sum()) / own.sum()
+    last = np.zeros(len(groups), bool)
+    last[before.argsort(kind="stable")[len(groups) - min(2000, len(groups) // 10):]] = True
+    return last
+
 # %% ../nbs/00_data.ipynb #000ac6d0
 def load_images(
     dataset,     # "cifar10", "photo_patches", or a path to an .npz file or a folder of images
@@ -158,24 +171,24 @@ def load_images(
     "Images of one split with their labels; raises `ValueError`, `FileNotFoundError` or `ConnectionError` in one sentence."
     if split not in ("train", "valid", "test"): raise ValueError(f"split is {split!r}: it is one of train, valid, test.")
     root = project_root()/Path(root or "data").expanduser()
-    own_valid, load = _source(dataset, root)
+    own_valid, by_class, load = _source(dataset, root)
     images, labels = load(split=split if own_valid else "test" if split == "test" else "train")
     images, labels = _checked(images, labels, dataset)
     if not own_valid and split != "test":
-        n_valid = min(2000, len(images) // 10)
-        if n_valid < 1: raise ValueError(f"{dataset} has {len(images)} training images: a tenth of them is cut off for validation, so it needs at least 10.")
-        images, labels = (x[-n_valid:] if split == "valid" else x[:-n_valid] for x in (images, labels))
+        valid = last_tenth(labels if by_class else np.zeros_like(labels))
+        if not valid.any(): raise ValueError(f"{dataset} has {len(images)} training images: a tenth of them is cut off for validation, so it needs at least 10.")
+        images, labels = (x[valid == (split == "valid")] for x in (images, labels))
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))), torch.from_numpy(labels.astype(np.int64))
 
 # %% ../nbs/00_data.ipynb #9117ed73
 def _source(dataset, root):
-    if dataset == "cifar10": return False, partial(cifar10, root=root)
-    if dataset == "photo_patches": return True, partial(photo_patches, root=root)
+    if dataset == "cifar10": return False, False, partial(cifar10, root=root)
+    if dataset == "photo_patches": return True, False, partial(photo_patches, root=root)
     path = find_path(dataset) if isinstance(dataset, (str, Path)) and str(dataset) else None
     if path is None: raise FileNotFoundError(f"dataset is {str(dataset)!r}: it is cifar10, photo_patches, or a path to an .npz file "
                                              "or a folder of images, and there is nothing at that path.")
-    if path.is_dir(): return (path/"valid").is_dir(), partial(from_folder, path)
-    return False, partial(from_npz, path)
+    if path.is_dir(): return (path/"valid").is_dir(), True, partial(from_folder, path)
+    return False, False, partial(from_npz, path)
 
 def _checked(images, labels, dataset):
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
