@@ -23,15 +23,15 @@ def dense_attention(
     "Eq. 5 over all pairs with a dense mask: the oracle that the other executions are tested against."
     return F.scaled_dot_product_attention(q, k, v, attn_mask=scheme.mask(height, width).to(q.device))
 
-# %% ../nbs/05_attention.ipynb #c52e39a4
+# %% ../nbs/05_attention.ipynb #b0402d2d
 class _Tile(NamedTuple):
-    "Where a tile's queries and keys stand in a picture `[B, heads, height, width, d]`, and the mask between the two."
-    queries: tuple     # an index (..., rows, columns, :)
+    "Where a tile's queries and keys stand in a picture, and the mask between the two."
+    queries: tuple     # an index (..., rows, columns, :) of a picture [B, heads, height, width, d]
     keys: tuple        # the smallest rectangle around all keys that these queries may see
     mask: torch.Tensor # additive, [queries, keys]: 0 where allowed, minus infinity elsewhere
 
-# %% ../nbs/05_attention.ipynb #c2e5c901
-def _tile(scheme, height, width, dtype, rows, columns): # rows and columns of the queries, as slices -> a _Tile
+# %% ../nbs/05_attention.ipynb #8d2a60ea
+def _tile(scheme, height, width, dtype, rows, columns): # slices: where the queries are -> a _Tile
     "The queries in a rectangle, with the keys that they need."
     position = torch.arange(height * width).view(height, width)
     seen = scheme.mask(height, width, position[rows, columns].flatten())
@@ -41,36 +41,39 @@ def _tile(scheme, height, width, dtype, rows, columns): # rows and columns of th
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, position[keys].flatten()]
     return _Tile((..., rows, columns, slice(None)), (..., *keys, slice(None)), mask.contiguous())
 
-# %% ../nbs/05_attention.ipynb #751ed415
+# %% ../nbs/05_attention.ipynb #27f251c0
 @lru_cache
 def tiles(
     scheme,              # a Scheme
     height, width,       # size of the picture in pixels
     dtype=torch.float32, # of the additive masks
     side=(2, 32),        # rows and columns of queries in a tile
-):                       # a list of tiles: queries and keys, as indices of a picture, and the mask between them
+):                       # a list of tiles: indices of queries and of keys, and the mask between them
     "A partition of the picture's queries, each part with the keys that it needs, read off the predicate."
     rows, columns = (min(s, n) for s, n in zip(side, (height, width)))
-    return [_tile(scheme, height, width, dtype, slice(r, min(r + rows, height)), slice(c, min(c + columns, width)))
-            for r in range(0, height, rows) for c in range(0, width, columns)]
+    cut = lambda length, step: [slice(start, min(start + step, length)) for start in range(0, length, step)]
+    return [_tile(scheme, height, width, dtype, r, c) for r in cut(height, rows) for c in cut(width, columns)]
 
-# %% ../nbs/05_attention.ipynb #d4b0056f
+# %% ../nbs/05_attention.ipynb #1d31f2e3
 _fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+# %% ../nbs/05_attention.ipynb #560604b5
 def _part(x, at): # a picture [B, heads, height, width, d], an index of it -> [B, heads, rows * columns, d]
     return x[at].flatten(2, 3)
 
+# %% ../nbs/05_attention.ipynb #ae41f08d
 def _like(x): # an empty tensor whose heads lie together, as the next matrix product wants them
     return x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
 
-# %% ../nbs/05_attention.ipynb #bdae5fe3
-def _attend_tile(tile, q, k, v): # pictures -> the tile's output, and the logarithms of its softmax's sums
+# %% ../nbs/05_attention.ipynb #03711776
+def _attend_tile(tile, q, k, v): # pictures -> the tile's output, and log-sums of its softmax
     "Fused attention of a tile over its rectangle of keys."
-    return _fused(_part(q, tile.queries), _part(k, tile.keys), _part(v, tile.keys), 0., False, attn_mask=tile.mask)
+    parts = _part(q, tile.queries), _part(k, tile.keys), _part(v, tile.keys)
+    return _fused(*parts, 0., False, attn_mask=tile.mask)
 
-# %% ../nbs/05_attention.ipynb #17da3f14
-def _tile_gradients(tile, log_sum, grad, q, k, v, out): # pictures -> gradients of the tile's queries, keys and values
+# %% ../nbs/05_attention.ipynb #50359a94
+def _tile_gradients(tile, log_sum, grad, q, k, v, out): # pictures -> the tile's gradients of q, k and v
     "The backward pass of `_attend_tile`."
     parts = ((grad, tile.queries), (q, tile.queries), (k, tile.keys), (v, tile.keys), (out, tile.queries))
     return _fused_backward(*(_part(x, at) for x, at in parts), log_sum, 0., False, attn_mask=tile.mask)
@@ -130,28 +133,29 @@ def flex_attention(
 # %% ../nbs/05_attention.ipynb #47cdfaf1
 has_triton = find_spec("triton") is not None
 
-# %% ../nbs/05_attention.ipynb #711e6d5b
+# %% ../nbs/05_attention.ipynb #758837b5
 def attend(
     q, k, v,       # [B, heads, height * width, d]
     scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):                 # [B, heads, height * width, d]
-    "Eq. 5 by the fastest execution for the tensors' device: tiles on the CPU, FlexAttention on CUDA, else the oracle."
+    "Eq. 5 by the fastest execution for the device: tiles on the CPU, FlexAttention on CUDA, else the oracle."
     if q.device.type == "cpu": return TiledAttention.apply(q, k, v, scheme, height, width)
     flexible = q.is_cuda and has_triton and q.shape[-1] >= 16 and q.dtype != torch.float64
     return (flex_attention if flexible else dense_attention)(q, k, v, scheme, height, width)
 
-# %% ../nbs/05_attention.ipynb #04766ba6
+# %% ../nbs/05_attention.ipynb #8120ae62
 class SelfAttention(nn.Module):
-    "Multi-head self-attention over the pairs that a scheme allows (Eq. 5); raises `ValueError` if heads do not fit."
+    "Multi-head self-attention over the pairs that a scheme allows (Eq. 5)."
     def __init__(self,
         d_model, # width of the layer
-        n_heads, # heads; they share d_model
+        n_heads, # heads, which share d_model; a `ValueError` unless they divide it
         scheme,  # a Scheme
     ):
         super().__init__()
         if d_model % n_heads:
-            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: choose n_heads that divides it.")
+            raise ValueError(f"d_model {d_model} is not divisible by n_heads {n_heads}: "
+                             "choose n_heads that divides it.")
         self.n_heads, self.scheme, self.attend = n_heads, scheme, attend
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model, bias=False)

@@ -24,8 +24,8 @@ class _Plan(NamedTuple):
     runs: list         # of every query, a slice of slots
     mask: torch.Tensor # [positions, 1, n_slots]: 0 where allowed, minus infinity elsewhere
 
-# %% ../nbs/08_cached.ipynb #260bc00e
-def _layouts(scheme, height, width): # a Scheme, pixels -> {name: (number of slots, the slot of every position)}
+# %% ../nbs/08_cached.ipynb #a7734203
+def _layouts(scheme, height, width): # a Scheme, pixels -> {name: (n_slots, slot)}, as in _Plan
     "The two layouts with as many slots as the scheme needs."
     position, back = torch.arange(height * width), reach(scheme, height, width)
     row, column = position // width, position % width
@@ -54,7 +54,7 @@ def cache_plan(
     plans = (_plan(scheme, height, width, *layout) for layout in _layouts(scheme, height, width).values())
     return min(plans, key=lambda plan: sum(run.stop - run.start for run in plan.runs))
 
-# %% ../nbs/08_cached.ipynb #9042d663
+# %% ../nbs/08_cached.ipynb #6bd99937
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time (Eq. 5)."
     def __init__(self,
@@ -62,17 +62,17 @@ class CachedAttention:
         batch_size,    # images that grow together
         height, width, # size of the picture in pixels
     ):
-        self.layer, weight = layer, layer.qkv.weight
-        self.plan = cache_plan(layer.scheme, height, width)
+        self.layer, self.plan, weight = layer, cache_plan(layer.scheme, height, width), layer.qkv.weight
         self.slot, self.mask = self.plan.slot.to(weight.device), self.plan.mask.to(weight)
-        self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots, weight.shape[1] // layer.n_heads)
+        shape = batch_size, 2, layer.n_heads, self.plan.n_slots, weight.shape[1] // layer.n_heads
+        self.kept = weight.new_zeros(shape)
 
-    def fill(self, x, rows, width, n): # [B, rows * width, d_model], of which n positions are known -> the same
+    def fill(self, x, rows, width, n): # [B, rows * width, d_model], n positions of it known -> the same
         "Attend in many positions at once, and keep the keys that later ones can see."
-        q, k, v = self.layer.project(x)
-        last = slice(max(0, n - self.plan.n_slots), n)
+        (q, k, v), last = self.layer.project(x), slice(max(0, n - self.plan.n_slots), n)
         self.kept[..., self.slot[last], :] = torch.stack([k, v], 1)[..., last, :]
-        return self.layer.out(self.layer.attend(q, k, v, self.layer.scheme, rows, width).transpose(1, 2).flatten(2))
+        out = self.layer.attend(q, k, v, self.layer.scheme, rows, width)
+        return self.layer.out(out.transpose(1, 2).flatten(2))
 
     def step(self, x, t): # [B, d_model], the next position as an int or as a tensor [1] -> [B, d_model]
         "Attend with one query over its run or, if `t` is a tensor, over all slots; both masked."
@@ -80,14 +80,16 @@ class CachedAttention:
         self.kept.index_copy_(3, self.slot[t].view(1), qkv[:, 1:])
         run = self.plan.runs[t] if isinstance(t, int) else slice(None)
         k, v = self.kept[..., run, :].unbind(1)
-        return self.layer.out(F.scaled_dot_product_attention(qkv[:, 0], k, v, attn_mask=self.mask[t][..., run]).flatten(1))
+        out = F.scaled_dot_product_attention(qkv[:, 0], k, v, attn_mask=self.mask[t][..., run])
+        return self.layer.out(out.flatten(1))
 
-# %% ../nbs/08_cached.ipynb #bdcb6080
+# %% ../nbs/08_cached.ipynb #0eaae709
 class _CachedTransformer:
     "An `ImageTransformer` for one position at a time, or for the first positions together."
     def __init__(self, model, batch_size): # an ImageTransformer, images that grow together
         self.model, self.batch_size, (_, height, width) = model, batch_size, model.image_shape
-        self.attentions = [CachedAttention(layer.attention, batch_size, height, width) for layer in model.layers]
+        cached = lambda layer: CachedAttention(layer.attention, batch_size, height, width)
+        self.attentions = [cached(layer) for layer in model.layers]
         self.positions = model.positions(height, width)
 
     def keep(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
@@ -95,20 +97,22 @@ class _CachedTransformer:
         width, n = self.model.image_shape[2], pixels.shape[1] + 1
         rows = math.ceil(n / width)
         x = F.pad(self._embed(pixels), (0, 0, 1, rows * width - n)) + self.positions[:rows * width]
-        for layer, cached in zip(self.model.layers, self.attentions): x = layer(x, lambda x: cached.fill(x, rows, width, n))
+        for layer, cached in zip(self.model.layers, self.attentions):
+            x = layer(x, lambda x: cached.fill(x, rows, width, n))
 
-    def params_at(self, t, pixel=None): # flat position, an int or a tensor [1]; the pixel before it -> [B, n_params]
+    def params_at(self, t, pixel=None): # a position, int or tensor [1]; the pixel before it -> [B, n_params]
         "The layers of `forward` at one position."
         x = self.positions[t].expand(self.batch_size, -1)
         if pixel is not None: x = x + self._embed(pixel)
-        for layer, cached in zip(self.model.layers, self.attentions): x = layer(x, lambda x: cached.step(x, t))
+        for layer, cached in zip(self.model.layers, self.attentions):
+            x = layer(x, lambda x: cached.step(x, t))
         return self.model.head(self.model.last_norm(x))
 
     def _embed(self, pixels): # integers [..., 3] in 0..255 -> [..., d_model]
         return self.model.embed(pixels.to(self.positions) / 127.5 - 1)
 
-# %% ../nbs/08_cached.ipynb #83ca5f0d
-def _graph(call, t, pixels): # a function, the tensors that it takes -> its CUDA graph, and the tensor that it gives
+# %% ../nbs/08_cached.ipynb #9d4c3590
+def _graph(call, t, pixels): # a function and the tensors that it takes -> its CUDA graph and its output
     "Run a function three times to warm up, then record it."
     aside, graph = torch.cuda.Stream(t.device), torch.cuda.CUDAGraph()
     aside.wait_stream(torch.cuda.current_stream(t.device))
@@ -118,7 +122,7 @@ def _graph(call, t, pixels): # a function, the tensors that it takes -> its CUDA
     with torch.cuda.graph(graph): out = call(t, pixels)
     return graph, out
 
-# %% ../nbs/08_cached.ipynb #697126bb
+# %% ../nbs/08_cached.ipynb #f4c054ae
 @torch.no_grad()
 def _recorded(
     call,       # a function of a position, as a tensor [1], and of pixels [B, 3]
@@ -130,7 +134,8 @@ def _recorded(
     pixels = torch.zeros(batch_size, 3, dtype=torch.long, device=device)
     try: graph, out = _graph(call, t, pixels)
     except RuntimeError as e:
-        warnings.warn(f"A step of sampling could not be recorded as a CUDA graph ({' '.join(str(e).split())[:200]}): "
+        why = " ".join(str(e).split())[:200]
+        warnings.warn(f"A step of sampling could not be recorded as a CUDA graph ({why}): "
                       "sampling goes on without, several times slower.")
         return call
     def replay(new_t, new_pixels):
@@ -139,7 +144,7 @@ def _recorded(
         return out.clone()
     return replay
 
-# %% ../nbs/08_cached.ipynb #cf51d067
+# %% ../nbs/08_cached.ipynb #de3a36d0
 class TransformerDecoder(_CachedTransformer):
     "Grows images pixel by pixel; a step computes one position, over the keys that the scheme can see."
     def __init__(self,
@@ -148,7 +153,8 @@ class TransformerDecoder(_CachedTransformer):
     ):
         super().__init__(model, batch_size)
         self.t, device = 0, self.positions.device
-        self.next_params = _recorded(self.params_at, batch_size, device) if device.type == "cuda" else self.params_at
+        on_cuda = device.type == "cuda"
+        self.next_params = _recorded(self.params_at, batch_size, device) if on_cuda else self.params_at
 
     @torch.no_grad()
     def fill(self,
@@ -166,12 +172,13 @@ class TransformerDecoder(_CachedTransformer):
         self.t += 1
         return self.params_at(0) if pixel is None else self.next_params(self.t - 1, pixel)
 
-# %% ../nbs/08_cached.ipynb #afdaa879
+# %% ../nbs/08_cached.ipynb #d1e1dc46
 class _KeptRows:
     "The rows of a convolution's input that its kernel still sees, channels last."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
         self.n_rows, (self.left, right) = layer.conv.kernel_size[0], layer.padding[:2]
-        self.kept = layer.conv.weight.new_zeros(batch_size, self.n_rows, self.left + width + right, layer.conv.in_channels)
+        shape = batch_size, self.n_rows, self.left + width + right, layer.conv.in_channels
+        self.kept = layer.conv.weight.new_zeros(shape)
 
     def keep_row(self, x): # [B, W, C]
         "Begin a new row with all of its features."
@@ -207,7 +214,7 @@ class _CachedConv2d(_KeptRows):
         patch = self.kept[:, :, column:column + self.n_columns].flatten(1)
         return torch.addmm(self.bias, patch, self.matrix)
 
-# %% ../nbs/08_cached.ipynb #2a366633
+# %% ../nbs/08_cached.ipynb #9ce14971
 class _CachedConvTranspose2d:
     "A `CausalConvTranspose2d` for one row or one position of the finer picture at a time."
     def __init__(self, layer): # a CausalConvTranspose2d
@@ -215,18 +222,20 @@ class _CachedConvTranspose2d:
 
     def row_step(self, x, row): # [B, W, C], the coarse row; row of the finer picture -> [B, 2 W, C']
         "The finer row that the coarse one gives."
-        out = F.conv_transpose1d(x.transpose(1, 2), self.weight[:, :, row % 2], self.bias, stride=2, output_padding=1)
+        weight = self.weight[:, :, row % 2]
+        out = F.conv_transpose1d(x.transpose(1, 2), weight, self.bias, stride=2, output_padding=1)
         return out[:, :, 1:2 * x.shape[1] + 1].transpose(1, 2)
 
-    def position_step(self, x, row, column): # [B, C], the coarse position; where in the finer picture -> [B, C']
+    def position_step(self, x, row, column): # [B, C]; where in the finer picture -> [B, C']
         "The finer position that the coarse one gives."
         return torch.addmm(self.bias, x, self.weight[:, :, row % 2, column % 2])
 
-# %% ../nbs/08_cached.ipynb #42c4fff3
+# %% ../nbs/08_cached.ipynb #5215e336
 class _CachedGatedResnet:
     "A `GatedResnet` for one row or one position at a time."
-    def __init__(self, block, batch_size, width): # a GatedResnet, images that grow together, of its feature maps
-        self.first, self.second = (_CachedConv2d(conv, batch_size, width) for conv in (block.first, block.second))
+    def __init__(self, block, batch_size, width): # a GatedResnet, images that grow together, of its input
+        cached = lambda conv: _CachedConv2d(conv, batch_size, width)
+        self.first, self.second = cached(block.first), cached(block.second)
         conv = block.shortcut and block.shortcut.conv
         self.shortcut = conv and (conv.weight.detach()[:, :, 0, 0], conv.bias.detach())
 
@@ -271,12 +280,12 @@ class _CachedStream:
         self.finer = _CachedConvTranspose2d(mine(model.finer[1 - level]))
         self.coarse = self.coarser.weight.new_zeros(batch_size, width // 2, self.coarser.weight.shape[0])
 
-# %% ../nbs/08_cached.ipynb #95872612
+# %% ../nbs/08_cached.ipynb #1331a5e9
 class _CachedDownStream(_CachedStream):
     "The down stream, which walks along rows."
     name = "down"
 
-    def row_step(self, x, row): # [B, W, C], the next row of features; its number at this resolution -> [B, W, C]
+    def row_step(self, x, row): # [B, W, C], a new row; its number at this resolution -> [B, W, C]
         "Down, across and up again for a new row."
         stack, self.rows = [x], []
         for block in self.way_down: stack.append(self._note(block.row_step(stack[-1])))
@@ -294,17 +303,18 @@ class _CachedDownStream(_CachedStream):
         else: self.coarse = self.below.row_step(self.coarser.row_step(x), row // 2)
         return self.finer.row_step(self.coarse, row)
 
-# %% ../nbs/08_cached.ipynb #0aa4210f
+# %% ../nbs/08_cached.ipynb #24d266ae
 class _CachedRightStream(_CachedStream):
     "The right stream, which walks along positions, beside the down stream's newest row."
     name = "right"
 
-    def position_step(self, x, row, column, down): # [B, C], where at this resolution, a _CachedDownStream -> [B, C]
+    def position_step(self, x, row, column, down): # [B, C], where it is, a _CachedDownStream -> [B, C]
         "Down, across and up again for a new position."
         stack, beside = [x], iter([features[:, column] for features in down.rows])
         for block in self.way_down: stack.append(block.position_step(stack[-1], column, next(beside)))
         x = self._across(stack[-1], row, column, down) if self.below else stack.pop()
-        for block in self.way_up: x = block.position_step(x, column, torch.cat([next(beside), stack.pop()], -1))
+        for block in self.way_up:
+            x = block.position_step(x, column, torch.cat([next(beside), stack.pop()], -1))
         return x
 
     def _across(self, x, row, column, down):
@@ -315,17 +325,17 @@ class _CachedRightStream(_CachedStream):
             self.coarse[:, column // 2] = self.below.position_step(entered, row // 2, column // 2, down.below)
         return self.finer.position_step(self.coarse[:, column // 2], row, column)
 
-# %% ../nbs/08_cached.ipynb #9d1a1c2d
+# %% ../nbs/08_cached.ipynb #06ae9a1f
 class _CachedEntrance:
     "What the pixels send into the two streams: a row from above, and a position from the left."
     def __init__(self, model, batch_size, width): # a PixelCNNpp, images that grow together, a multiple of 4
         layers = model.enter_down, model.enter_above, model.enter_left
         self.down, self.above, self.left = (_CachedConv2d(layer, batch_size, width) for layer in layers)
-        self.pixels = self.down.weight.new_zeros(batch_size, width, 4) # the newest row, scaled, and 1 where there is image
+        self.pixels = self.down.weight.new_zeros(batch_size, width, 4) # the newest row, and where it is image
 
     def row_step(self, row): # -> [B, W, C] for the down stream, and the same for the right one
         "What row `row - 1` sends to a new row."
-        if row == 0: return [self.pixels.new_zeros(*self.pixels.shape[:2], len(self.down.bias))] * 2
+        if row == 0: return (self.pixels.new_zeros(*self.pixels.shape[:2], len(self.down.bias)),) * 2
         return self.down.row_step(self.pixels), self.above.row_step(self.pixels)
 
     def position_step(self, pixel, column): # integers [B, 3] in 0..255, where it stands -> [B, C]
@@ -333,7 +343,7 @@ class _CachedEntrance:
         self.pixels[:, column] = F.pad(pixel.to(self.pixels) / 127.5 - 1, (0, 1), value=1.)
         return self.left.position_step(self.pixels[:, column], column)
 
-# %% ../nbs/08_cached.ipynb #149c9048
+# %% ../nbs/08_cached.ipynb #6e3cfe0b
 class PixelCNNppDecoder:
     "Grows images pixel by pixel and computes only what the newest pixel makes known."
     def __init__(self,
@@ -346,7 +356,7 @@ class PixelCNNppDecoder:
         self.down, self.right = _CachedDownStream(model, *size), _CachedRightStream(model, *size)
 
     @torch.no_grad()
-    def step(self, pixel=None): # the pixel just fixed, integers [B, 3] in 0..255; None at the start -> [B, n_params]
+    def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, n_params]
         "Parameters of the next pixel."
         row, column = divmod(self.t, self.width)
         if pixel is not None: left = self.entrance.position_step(pixel, (self.t - 1) % self.width)
@@ -355,7 +365,8 @@ class PixelCNNppDecoder:
             self.down.row_step(first, row)
         start = self.above[:, column] + left if column else self.above[:, 0]
         self.t += 1
-        return self.head.position_step(F.elu(self.right.position_step(start, row, column, self.down)), column)
+        features = self.right.position_step(start, row, column, self.down)
+        return self.head.position_step(F.elu(features), column)
 
     def fill(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
         "Take many known pixels, one after the other; the next `step` takes the pixel after them."

@@ -155,11 +155,11 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/07_pixelcnnpp.ipynb #3886834c
+# %% ../nbs/07_pixelcnnpp.ipynb #76a26ac8
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
-    n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1)
-    n_filters: int = setting(160, "channels of a stream", least=1)
+    n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
+    n_filters: int = setting(160, "channels of a stream", least=1, size=True)
     dropout: float = setting(.5, "probability of dropping a feature inside a block", least=0, below=1)
     recompute: bool = setting(False, "half the memory for a third more arithmetic: "
                                      "compute blocks again in the backward pass", numbers=False)
