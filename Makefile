@@ -6,7 +6,7 @@ ENV := .venv/installed
 # On two cores, threads of several processes wait for one another more than they work.
 TEST_THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-RESULTS_CLEAN := $(BIN)/nbdev_clean --fname results
+STUDY := results/photo_patches-tiny
 
 .PHONY: help env study benchmark test docs lab readme clean
 
@@ -21,18 +21,17 @@ $(ENV): constraints.txt settings.ini setup.py
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-study: env  ## Run the whole study at scale tiny on photo patches: table and figures in results/
-	@echo "Running every row of Table 1 at scale tiny on photo patches (minutes on two cores) ..."
-	@mkdir -p results
-	$(BIN)/papermill nbs/study.ipynb results/study.ipynb --log-output --no-progress-bar
-	@$(RESULTS_CLEAN)
-	@echo; cat results/table1.md; echo; echo "Table, figures and a folder for each run are in results/."
+study: env  ## Run the whole study at scale tiny on photo patches: table and figures in results/photo_patches-tiny/
+	@echo "Running every row of the table at scale tiny on photo patches (minutes on two cores) ..."
+	@mkdir -p $(STUDY)
+	$(BIN)/papermill nbs/study.ipynb $(STUDY)/study.ipynb --log-output --no-progress-bar
+	@echo; cat $(STUDY)/table1.md; echo; echo "Table, figures and a folder for each run are in $(STUDY)/."
 
 benchmark: env  ## Measure training and sampling against the plain way: tables and plots in results/benchmark/
 	@echo "Measuring speed and memory of every model at full size (a quarter of an hour on two quiet cores) ..."
 	@mkdir -p results/benchmark
 	$(BIN)/papermill nbs/benchmark.ipynb results/benchmark/benchmark.ipynb --log-output --no-progress-bar
-	@$(RESULTS_CLEAN)
+	$(BIN)/nbdev_clean --fname results/benchmark
 
 test: env  ## Run all tests: every notebook's, and the project's own
 	@echo "Running the tests of every notebook, then the project's own ..."

@@ -252,10 +252,11 @@ class _CachedGatedResnet:
     def _join(self, hidden, side):
         return hidden if side is None else hidden + F.linear(_concat_elu_last(side), *self.shortcut)
 
-# %% ../nbs/08_cached.ipynb #e3104463
+# %% ../nbs/08_cached.ipynb #8d3aabd0
 def _concat_elu_last(x): # [..., C] -> [..., 2 C]
     return F.elu(torch.cat([x, -x], -1))
 
+# %% ../nbs/08_cached.ipynb #b494ccb8
 def _gated(x, both): # [..., C], [..., 2 C] -> [..., C]
     value, gate = both.chunk(2, -1)
     return x + value * gate.sigmoid()

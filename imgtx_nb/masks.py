@@ -13,9 +13,9 @@ import torch
 
 from .parameters import checked, setting
 
-# %% ../nbs/04_masks.ipynb #47fbe593
+# %% ../nbs/04_masks.ipynb #628080c0
 class Scheme:
-    "Which keys a query may attend to, as one predicate on flat raster positions; raises `ValueError` for impossible sizes."
+    "A predicate on flat raster positions, query and key; raises `ValueError` for impossible sizes."
     title = None # in tables; without one, the scheme's name in `SCHEMES`
 
     def __post_init__(self):
@@ -31,24 +31,25 @@ class Scheme:
         raise NotImplementedError
 
     def largest(self, height, width): # -> {parameter: size}
-        "The largest sizes with which the scheme is still local on a picture; by default, no limit."
+        "The largest sizes that a picture has room for; by default, no limit."
         return {}
 
-    def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width], True where allowed
-        "The dense mask, or those rows of it that belong to `queries`."
+    def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width]
+        "The dense mask, True where allowed; of all queries, or of those whose positions are given."
         position = torch.arange(height * width)
         return self.allows(position[queries, None], position, width)
 
-# %% ../nbs/04_masks.ipynb #161fe411
+# %% ../nbs/04_masks.ipynb #30cba326
 @lru_cache
 def first_keys(
     scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):                 # int64 [height * width]
     "The first position that each query may attend to."
-    row = lambda r: slice(r * width, (r + 1) * width)
-    return torch.cat([scheme.mask(height, width, row(r)).int().argmax(1) for r in range(height)])
+    rows = torch.arange(height * width).view(height, width)
+    return torch.cat([scheme.mask(height, width, row).int().argmax(1) for row in rows])
 
+# %% ../nbs/04_masks.ipynb #114438bd
 def reach(scheme, height, width): # -> how many positions back the farthest allowed key lies
     "The longest way back that any query of the picture can look: a cache of `reach + 1` keys is enough."
     return (torch.arange(height * width) - first_keys(scheme, height, width)).max().item()
@@ -74,10 +75,10 @@ class local_1d(Scheme):
 
     def largest(self, height, width): return {"block_length": height * width}
 
-# %% ../nbs/04_masks.ipynb #e3382bbe
+# %% ../nbs/04_masks.ipynb #771af777
 @dataclass(frozen=True)
 class local_2d(Scheme):
-    "At most `kernel_size` rows up and `kernel_size` columns to either side: 2k(k + 1) + 1 keys, away from the borders."
+    "At most `kernel_size` rows up and columns to either side: 2k(k + 1) + 1 keys, away from the borders."
     kernel_size: int = setting(6, "rows up, and columns to either side, that a pixel sees", least=1)
     title = "2D local"
 
@@ -102,7 +103,7 @@ def scheme_picture(
     picture[flat] = 2
     return picture.view(height, width)
 
-# %% ../nbs/04_masks.ipynb #29f7592c
+# %% ../nbs/04_masks.ipynb #9b55a030
 def draw_schemes(
     schemes,             # the schemes to draw, one panel each
     query=(9, 6),        # (row, column) of the query
@@ -113,15 +114,18 @@ def draw_schemes(
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
     colours = {"masked": "#e8e8e8", "attended": "#7fb2e5", "query": "#d1495b"}
-    fig, axes = plt.subplots(1, len(schemes), figsize=(2.9 * len(schemes), 3.3), layout="constrained", squeeze=False)
+    size = (2.9 * len(schemes), 3.3)
+    fig, axes = plt.subplots(1, len(schemes), figsize=size, layout="constrained", squeeze=False)
     for ax, scheme in zip(axes[0], schemes):
         ax.pcolormesh(scheme_picture(scheme, query, height, width), cmap=ListedColormap([*colours.values()]),
                       vmin=0, vmax=2, edgecolors="white", linewidth=.6)
-        ax.set(title=_label(scheme), xticks=[], yticks=[], aspect="equal"); ax.invert_yaxis()
+        ax.set(title=_title(scheme), xticks=[], yticks=[], aspect="equal")
+        ax.invert_yaxis()
     handles = [Patch(color=c, label=name) for name, c in colours.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     return fig
 
-def _label(scheme):
+# %% ../nbs/04_masks.ipynb #67f82704
+def _title(scheme):
     sizes = ", ".join(f"{f.name} = {getattr(scheme, f.name)}" for f in fields(scheme))
     return f"{scheme.title or type(scheme).__name__}\n{sizes or 'all pixels before'}"

@@ -203,7 +203,7 @@ def _caption(fig, title, table=None):
     if table is not None: fig.supxlabel(fill(where_from(table), 150), fontsize=6.5, color="#707070")
     return fig
 
-# %% ../nbs/13_results.ipynb #57392223
+# %% ../nbs/13_results.ipynb #6cc4252a
 def draw_samples(
     folder, # the folder of a run with pictures
 ):          # the matplotlib figure
@@ -218,7 +218,7 @@ def draw_samples(
         ax.imshow(image_grid(images[:8 if ax is axes[0] else 4], 2 if ax is axes[0] else 1), aspect="equal")
         ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
-    return _caption(fig, f"{table.label[0]}: {table.bits_per_dim[0]:.3f} bits/dim", table)
+    return _caption(fig, f"{_without(table.loc[0], ())}: {table.bits_per_dim[0]:.3f} bits/dim", table)
 
 # %% ../nbs/13_results.ipynb #bc706265
 def draw_curves(
@@ -330,6 +330,13 @@ def draw_bits(
     fig.colorbar(heat, ax=axes[1], label="bits/dim")
     return _caption(fig, title) if title else fig
 
+# %% ../nbs/13_results.ipynb #178ac1f4
+def _draw_bits_of(folder): # a run folder with pictures -> the figure for its first test images
+    model, _ = load_run(folder)
+    images = _read_sheet(folder/"completions.png", *model.image_shape[1:])[-1][:6]
+    table = table1([folder])
+    return _caption(draw_bits(model, images), f"Bits/dim of each pixel of test images: {_without(table.loc[0], ())}", table)
+
 # %% ../nbs/13_results.ipynb #ec3b77b3
 def draw_mixtures(
     model,  # an AutoregressiveModel
@@ -349,7 +356,7 @@ def draw_mixtures(
     axes[1].set_ylabel("probability")
     return fig
 
-# %% ../nbs/13_results.ipynb #6081ba18
+# %% ../nbs/13_results.ipynb #a0146ad5
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
@@ -361,8 +368,10 @@ def write_results(
     write_table(results/"context_use", context_table(folders), context_markdown)
     schemes = [*dict.fromkeys(filter(None, (build_scheme(read_config(f)) for f in folders)))]
     if schemes: save_figure(draw_schemes(schemes, (20, 12), 32, 32), results/"schemes.png")
-    for (_, row), folder in zip(table.iterrows(), folders): save_figure(draw_samples(folder), results/f"samples-{row.run}.png")
+    for folder in folders: save_figure(draw_samples(folder), results/f"samples-{folder.name}.png")
     save_figure(draw_curves(folders), results/"learning_curves.png")
+    loadable = [f for f in table.sort_values("bits_per_dim").index if (folders[f]/"model.safetensors").exists()]
+    if loadable: save_figure(_draw_bits_of(folders[loadable[0]]), results/"bits.png")
     return table
 
 def save_figure(fig, path): # a matplotlib figure, and where it goes

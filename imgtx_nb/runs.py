@@ -27,12 +27,12 @@ import imgtx_nb
 from .config import build_model, config_from, differing
 from .data import find_path, project_root
 
-# %% ../nbs/10_runs.ipynb #237934a6
+# %% ../nbs/10_runs.ipynb #19f9c049
 def write_whole(
     path,  # the file to be
     write, # a function that writes to the path that it is given
 ):
-    "Write a file so that it exists complete or not at all; raises `OSError` in one sentence if it cannot be written."
+    "Write a file that exists whole or not at all; raises `OSError` in one sentence if that fails."
     part = path.with_name(path.name + ".tmp")
     try:
         write(part)
@@ -40,27 +40,32 @@ def write_whole(
         part.replace(path)
     except (OSError, RuntimeError, SafetensorError) as e:
         if part.is_file(): part.unlink()
-        raise OSError(f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another "
-                      "results_dir; what was written before is whole, and the same command goes on from there.") from None
+        raise OSError(
+            f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another "
+            "results_dir; what was written before is whole, "
+            "and the same command goes on from there.") from None
 
-# %% ../nbs/10_runs.ipynb #61feaacf
+# %% ../nbs/10_runs.ipynb #9c4aa75f
 def write_json(path, content): # a file, and what json can write
     "Write a file of JSON, whole."
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=1)))
 
+# %% ../nbs/10_runs.ipynb #9c29f886
 def read_json(path): # a file of a run -> a dictionary
     "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
     try: return json.loads(path.read_text())
     except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}): bring it back, or remove its folder and train the run again.") from None
+        raise ValueError(f"{path} is damaged ({e}): bring it back, "
+                         "or remove its folder and train the run again.") from None
 
+# %% ../nbs/10_runs.ipynb #ba633642
 def read_config(folder): # of a run -> its RunConfig
     "The parameters of a run; raises `ValueError` if they are damaged, or are no longer known."
     path = Path(folder)/"config.json"
     try: return config_from(read_json(path))
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
-# %% ../nbs/10_runs.ipynb #03dc871c
+# %% ../nbs/10_runs.ipynb #cc97d462
 class RunFolder:
     "The folder of one run."
     def __init__(self,
@@ -72,74 +77,100 @@ class RunFolder:
         "Make the folder, or find it; raises `ValueError` if it belongs to a run with other parameters."
         kept = self.path/"config.json"
         if kept.exists(): return refuse_other(self.path, read_config(self.path), self.config)
-        try: self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise OSError(f"{self.path} cannot be made ({e.strerror}): choose a results_dir that can be written to.") from None
+        _make_folder(self.path)
         write_json(kept, asdict(self.config))
 
     def lock(self): # -> a context manager
         "Keep the folder to one process; raises `ValueError` if another one is training in it."
-        lock = FileLock(self.path/"lock", timeout=0)
-        try: return lock.acquire()
-        except Timeout: raise ValueError(f"{self.path} is being trained by another process: wait for it, or choose another run_name.") from None
+        return _locked(self.path)
 
     @property
     def done(self):
         "Has the run ended, with weights?"
         return (self.path/"summary.json").exists() and (self.path/"model.safetensors").exists()
 
-# %% ../nbs/10_runs.ipynb #8ce519a0
+# %% ../nbs/10_runs.ipynb #b400f5d8
+def _make_folder(path):
+    try: path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(
+            f"{path} cannot be made ({e.strerror}): choose a results_dir that can be written to.") from None
+
+def _locked(path):
+    try: return FileLock(path/"lock", timeout=0).acquire()
+    except Timeout:
+        raise ValueError(f"{path} is being trained by another process: "
+                         "wait for it, or choose another run_name.") from None
+
+# %% ../nbs/10_runs.ipynb #9945c3d5
 def refuse_other(
-    path, # of the folder
-    kept, # the RunConfig of the run that is there
+    path,   # of the folder
+    kept,   # the RunConfig of the run that is there
     config, # the RunConfig of the run that is to be there
 ):
     "Raise a `ValueError` that names the parameters in which a run that is already there differs."
-    others = [f"{name} {getattr(kept, name)!r} there, {getattr(config, name)!r} here" for name in differing(kept, config)]
-    if others: raise ValueError(f"{path} holds a run with other parameters ({'; '.join(others)}): choose another run_name, or remove that folder.")
+    others = [f"{name} {getattr(kept, name)!r} there, {getattr(config, name)!r} here"
+              for name in differing(kept, config)]
+    if others:
+        raise ValueError(f"{path} holds a run with other parameters ({'; '.join(others)}): "
+                         "choose another run_name, or remove that folder.")
 
+# %% ../nbs/10_runs.ipynb #e68866c6
 def forget_outcome(path): # the folder of a run that starts anew
     "Remove what an earlier run left of its outcome."
-    for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"): (path/name).unlink(missing_ok=True)
+    for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"):
+        (path/name).unlink(missing_ok=True)
 
-# %% ../nbs/10_runs.ipynb #5c3a7bae
+# %% ../nbs/10_runs.ipynb #5e76cf13
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 def write_metrics(path, rows): # the folder of a run, and a list of dictionaries with the keys of METRICS
     "Write all metrics so far."
-    write_whole(path/"metrics.csv", lambda part: pd.DataFrame(rows, columns=METRICS).to_csv(part, index=False))
+    table = pd.DataFrame(rows, columns=METRICS)
+    write_whole(path/"metrics.csv", lambda part: table.to_csv(part, index=False))
 
+# %% ../nbs/10_runs.ipynb #b8f22c16
 def write_weights(path, model): # the folder of a run, and an AutoregressiveModel
     "Write the weights of a model, in its own precision."
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
 
-# %% ../nbs/10_runs.ipynb #d49348ce
-def write_checkpoint(path, step, state): # the folder of a run, a step, and what torch.load can read with weights_only
+# %% ../nbs/10_runs.ipynb #a16cfe14
+def write_checkpoint(
+    path,  # the folder of a run
+    step,  # how many were taken
+    state, # what torch.load can read with weights_only
+):
     "Write a checkpoint, and forget all but the newest two."
     write_whole(path/f"checkpoint-{step:07}.pt", lambda part: torch.save(state, part))
     for old in checkpoints(path)[2:]: old.unlink()
 
+# %% ../nbs/10_runs.ipynb #b91cb55e
 def checkpoints(path): # the folder of a run -> paths, newest first
     "The checkpoints that there are."
     return sorted(path.glob("checkpoint-*.pt"), reverse=True)
 
+# %% ../nbs/10_runs.ipynb #4ac79dd1
 def read_checkpoint(path): # the folder of a run -> the state, or None
     "The newest checkpoint that can be read; one that cannot is named in a warning and passed over."
     for kept in checkpoints(path):
         try: return torch.load(kept, map_location="cpu", weights_only=True)
-        except Exception as e: warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
+        except Exception as e:
+            warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
 
-# %% ../nbs/10_runs.ipynb #3274d6c3
+# %% ../nbs/10_runs.ipynb #75b262de
 def commit():
-    "The commit of the project's working tree, with a mark if it has changed since; \"unknown\" outside git."
-    command = ["git", "-C", project_root()]
-    git = lambda *args: subprocess.run([*command, *args], capture_output=True, text=True, check=True).stdout.strip()
-    try: return git("rev-parse", "--short=12", "HEAD") + "+changes" * bool(git("status", "--porcelain", "--", "nbs", "imgtx_nb"))
+    "The commit of the project, with a mark if its code has changed since; \"unknown\" outside git."
+    def git(*args):
+        command = ["git", "-C", project_root(), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        changed = git("status", "--porcelain", "--", "nbs", "imgtx_nb")
+        return git("rev-parse", "--short=12", "HEAD") + "+changes" * bool(changed)
     except (OSError, subprocess.CalledProcessError): return "unknown"
 
-# %% ../nbs/10_runs.ipynb #de23241e
+# %% ../nbs/10_runs.ipynb #79c00f00
 def hardware(device): # a torch.device
     "The processor, or the GPU, that a run used."
     if device.type == "cuda": return torch.cuda.get_device_name(device)
@@ -152,22 +183,28 @@ def versions():
     "Versions that numbers depend on."
     return {"python": platform.python_version(), "torch": torch.__version__, "imgtx_nb": imgtx_nb.__version__}
 
-# %% ../nbs/10_runs.ipynb #f84963bd
+# %% ../nbs/10_runs.ipynb #2aa8dd42
 def load_run(
     folder, # a run folder
 ):          # the model, in evaluation mode, and its RunConfig
     "A trained model from its folder; raises `FileNotFoundError` or `ValueError` in one sentence."
     path = find_path(folder) or Path(folder)
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]
-    if missing: raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be loaded has both; "
-                                        "train the run (again), or name another folder.")
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be "
+                                "loaded has both; train the run (again), or name another folder.")
     config = read_config(path)
-    try:
-        with safe_open(path/"model.safetensors", "pt") as kept:
-            shape, weights = json.loads(kept.metadata()["image_shape"]), {k: kept.get_tensor(k) for k in kept.keys()}
-        model = build_model(config, shape)
-        model.load_state_dict(weights)
+    try: model = _with_weights(config, path/"model.safetensors")
     except (SafetensorError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path/'model.safetensors'} does not hold the weights of this run "
                          f"({' '.join(str(e).split())[:200]}): train it again.") from None
     return model.eval(), config
+
+# %% ../nbs/10_runs.ipynb #b2972f71
+def _with_weights(config, path):
+    with safe_open(path, "pt") as kept:
+        shape = json.loads(kept.metadata()["image_shape"])
+        weights = {name: kept.get_tensor(name) for name in kept.keys()}
+    model = build_model(config, shape)
+    model.load_state_dict(weights)
+    return model

@@ -14,17 +14,17 @@ from tqdm.std import tqdm
 from .autoregressive import evaluating
 from .parameters import checked
 
-# %% ../nbs/12_sampling.ipynb #3064ac41
+# %% ../nbs/12_sampling.ipynb #7d801cf4
 @contextmanager
 def seeded(
     seed, # a whole number from 0 on, or None: draw from the global random state
 ):
-    "Draw from a seed inside and leave the global random state alone; raises `ValueError` for what is no seed."
+    "Draw from a seed, and leave the global random state alone; raises `ValueError` for what is no seed."
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(checked("seed", seed, int, least=0, most=2**64 - 1))
         yield
 
-# %% ../nbs/12_sampling.ipynb #a0f72920
+# %% ../nbs/12_sampling.ipynb #3c009515
 @torch.no_grad()
 def grow(
     model,           # an AutoregressiveModel
@@ -33,10 +33,11 @@ def grow(
     seed=None,       # of the draws
     condition=None,  # what the model may see of every pixel beforehand; no model takes one yet
 ):                   # uint8 [B, 3, H, W]
-    "Draw all pixels after the given ones; raises `ValueError` for a temperature or a seed that is none."
+    "Draw all pixels after the given ones; raises `ValueError` for a wrong temperature or seed."
     temperature = checked("temperature", temperature, float, above=0)
-    given, (_, height, width) = given.to(next(model.parameters()).device), model.image_shape
-    pixels, n_given = [*given.unbind(1)], given.shape[1]
+    device, (_, height, width) = next(model.parameters()).device, model.image_shape
+    given, n_given = given.to(device), given.shape[1]
+    pixels = [*given.unbind(1)]
     with evaluating(model), seeded(seed):
         decoder = model.decoder(len(given), condition)
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
@@ -45,7 +46,7 @@ def grow(
             pixels.append(model.likelihood(params).tempered(temperature).sample())
     return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
 
-# %% ../nbs/12_sampling.ipynb #63ff8f08
+# %% ../nbs/12_sampling.ipynb #0f921432
 def sample(
     model,                # an AutoregressiveModel
     n,                    # how many images
@@ -56,11 +57,12 @@ def sample(
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
     n = checked("n", n, int, least=1)
-    if first_pixel not in ("random", "model"): raise ValueError(f"first_pixel is {first_pixel!r}: it is random or model.")
+    if first_pixel not in ("random", "model"):
+        raise ValueError(f"first_pixel is {first_pixel!r}: it is random or model.")
     with seeded(seed): first = torch.randint(0, 256, (n, 1, 3))
     return grow(model, first if first_pixel == "random" else first[:, :0], temperature, seed, condition)
 
-# %% ../nbs/12_sampling.ipynb #6e0e4609
+# %% ../nbs/12_sampling.ipynb #dd3574f5
 def complete(
     model,           # an AutoregressiveModel
     images,          # uint8 [N, 3, H, W], of the shape that the model was built for
@@ -68,13 +70,19 @@ def complete(
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
     condition=None,  # what the model may see of every pixel beforehand; no model takes one yet
-):                   # uint8 [N, 3, H, W], the first rows rows kept
+):                   # uint8 [N, 3, H, W], with the upper rows kept
     "Continue images from their upper rows; raises `ValueError` or `TypeError` in one sentence."
-    images, shape = torch.as_tensor(images), ", ".join(map(str, model.image_shape))
-    if images.dtype != torch.uint8: raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
-    if images.ndim != 4 or images.shape[1:] != model.image_shape or not len(images):
-        raise ValueError(f"images are {list(images.shape)}: this model completes [N, {shape}], N at least 1.")
+    images = _of_the_shape(model, torch.as_tensor(images))
     height, width = images.shape[-2:]
     rows = checked("rows", rows, int, least=0, most=height)
     given = images.flatten(2)[:, :, :rows * width].transpose(1, 2).long()
     return grow(model, given, temperature, seed, condition)
+
+# %% ../nbs/12_sampling.ipynb #4fb320ca
+def _of_the_shape(model, images):
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
+    if images.ndim != 4 or images.shape[1:] != model.image_shape or not len(images):
+        shape = ", ".join(map(str, model.image_shape))
+        raise ValueError(f"images are {list(images.shape)}: this model completes [N, {shape}], N at least 1.")
+    return images

@@ -1,4 +1,4 @@
-"What no single notebook can test: that notebooks, package, README and environment fit together."
+"What no single notebook can test: that notebooks, package, README, results and environment fit together."
 import importlib
 import inspect
 import json
@@ -9,20 +9,25 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from nbclient import NotebookClient
 
+from imgtx_nb.config import RunConfig, default_name, differing, parameter_lines
 from imgtx_nb.results import table1
-from imgtx_nb.runs import RunConfig
+from imgtx_nb.runs import load_run, read_config, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
-TABLES = sorted(p for p in (ROOT/"results").rglob("*.csv") if "run" in pd.read_csv(p, nrows=0))
+TABLES = sorted(p for p in (ROOT/"results").glob("[!.]*/*.csv") if "run" in pd.read_csv(p, nrows=0) and p.stem != "retired")
+RUNS = sorted(p.parent for p in (ROOT/"results").glob("[a-z]*/*/config.json") if "-" not in p.parent.parent.name)
 EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark"}
 sys.path.insert(0, str(ROOT/"tools"))
 
@@ -77,11 +82,13 @@ def test_kernel_tags_and_outputs(path):
     else: assert outputs, f"{path.name}: commit component notebooks executed"
 
 
-def test_parameters_of_train_are_the_fields_of_runconfig():
-    cells = json.loads((ROOT/"nbs"/"train.ipynb").read_text())["cells"]
-    source = next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    lines = re.findall(r"^(\w+): (\w+) = (.+?)\s+# (.+)$", source, re.M)
-    assert [(name, kind, eval(value)) for name, kind, value, _ in lines] == [(f.name, f.type.__name__, f.default) for f in fields(RunConfig)]
+def parameters_cell(path):
+    cells = json.loads(path.read_text())["cells"]
+    return next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+
+
+def test_parameters_of_train_are_those_of_runconfig():
+    assert parameters_cell(ROOT/"nbs"/"train.ipynb").splitlines() == parameter_lines(), "put imgtx_nb.config.parameter_lines() into the parameters cell of train.ipynb"
 
 
 def test_modules_import_only_modules_above():
@@ -89,6 +96,11 @@ def test_modules_import_only_modules_above():
     used = {name: {*re.findall(r"^from \.(\w+) import", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)} for name in order}
     assert "training" in used["results"]
     for n, name in enumerate(order): assert used[name] <= {*order[:n]}, f"{name} imports a module that stands below it"
+
+
+def test_importing_a_model_imports_no_plotting_library():
+    done = run(sys.executable, "-c", "import sys, imgtx_nb.config, imgtx_nb.cached; print(*{'matplotlib', 'seaborn', 'pandas', 'papermill'} & {*sys.modules})")
+    assert done.returncode == 0 and not done.stdout.strip(), done.stdout + done.stderr
 
 
 def test_exported_names_say_what_they_are():
@@ -118,54 +130,166 @@ def test_environment_yml_and_constraints_agree():
     assert conda.keys() == wanted and conda == {name: pins[name] for name in wanted}
 
 
-def test_readme_is_the_index():
+def test_readme_is_the_index_and_short():
     from readme import readme
-    text, pictures = readme(ROOT/"nbs"/"index.ipynb")
+    text = readme(ROOT/"nbs"/"index.ipynb")
     assert text == (ROOT/"README.md").read_text(), "README.md differs from nbs/index.ipynb: run tools/readme.py"
-    for name, data in pictures.items(): assert (ROOT/name).read_bytes() == data
+    assert len(text.split()) <= 700
 
 
-def test_readme_names_real_targets_and_files():
-    text, makefile = (ROOT/"README.md").read_text(), (ROOT/"Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z]+)`?", " ".join(re.findall(r"`[^`]*`", text)))): assert re.search(rf"^{target}:", makefile, re.M), target
-    for link in re.findall(r"\]\(((?!http)[^)#]+)", text): assert (ROOT/link).exists(), link
+@pytest.mark.parametrize("page", ["README.md", "results/README.md", "nbs/index.ipynb", "nbs/findings.ipynb"])
+def test_pages_name_real_targets_and_files(page):
+    text, makefile = (ROOT/page).read_text(), (ROOT/"Makefile").read_text()
+    for target in re.findall(r"`make ([a-z]+)`", text): assert re.search(rf"^{target}:", makefile, re.M), target
+    for link in re.findall(r"\]\(((?!http)[^)#\s]+)", text): assert (ROOT/page).parent.joinpath(link).exists(), link
 
+
+# Results
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_tables_say_what_the_run_folders_say(path, tmp_path):
     table = pd.read_csv(path)
-    folders = [next((f for f in (path.parent/run, path.parent.parent/run) if f.is_dir()), run) for run in table.run]
-    table1(folders).to_csv(tmp_path/"again.csv", index=False)
+    table = table[[(path.parent/run).is_dir() for run in table.run]].reset_index(drop=True)
+    table1([path.parent/run for run in table.run]).to_csv(tmp_path/"again.csv", index=False)
     again = pd.read_csv(tmp_path/"again.csv")
-    pd.testing.assert_frame_equal(table[[c for c in table if c in again]], again[[c for c in table if c in again]])
+    shared = [c for c in table if c in again]
+    assert len(table) and len(shared) > 8
+    pd.testing.assert_frame_equal(table[shared], again[shared])
 
 
-FOURTH_SCHEME = """
-@dataclass(frozen=True)
-class column(Scheme):
-    "At most `kernel_size` pixels up."
-    kernel_size: int
+@pytest.mark.parametrize("folder", RUNS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_run_folders_are_read_and_those_with_weights_load(folder):
+    config = read_config(folder)
+    assert config.run_name == folder.name and (folder.parent.name == "ablations" or folder.name == default_name(config))
+    if not (folder/"model.safetensors").exists(): return
+    model, _ = load_run(folder)
+    with torch.no_grad(): params = model(torch.randint(0, 256, (1, *model.image_shape), dtype=torch.uint8))
+    n_parameters = json.loads((folder/"summary.json").read_text())["n_parameters"]
+    assert params.isfinite().all() and sum(p.numel() for p in model.parameters()) == n_parameters
 
-    def allows(self, query, key, width):
-        return (key <= query) & (query % width == key % width) & (query // width - key // width <= self.kernel_size)
 
-SCHEMES = {"column": column, """
+def test_the_table_of_cifar10_is_made_anew_by_one_command(tmp_path):
+    command = next(c for c in readme_commands() if "results/cifar10" in c)
+    shutil.copytree(ROOT/"results"/"cifar10", tmp_path/"cifar10")
+    made = [p for p in (tmp_path/"cifar10").iterdir() if p.suffix in (".csv", ".md", ".png", ".ipynb")]
+    for path in made: path.unlink()
+    *_, options, parameters = shlex.split(command)
+    done = papermill("study", tmp_path/"cifar10"/"study.ipynb", options, str(ROOT/parameters), "-p", "results_dir", str(tmp_path/"cifar10"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {p.name for p in made} == {p.name for p in (tmp_path/"cifar10").iterdir() if p.suffix in (".csv", ".md", ".png", ".ipynb")}
+    for name in ("table1.csv", "table1.md", "context_use.csv", "context_use.md"):
+        assert (tmp_path/"cifar10"/name).read_text() == (ROOT/"results"/"cifar10"/name).read_text()
 
-USE_FOURTH_SCHEME = """
-from imgtx_nb.runs import RunConfig, build_model
-from imgtx_nb.sampling import sample
-config = RunConfig(attention="column", scale="tiny")
-images = sample(build_model(config, (3, 9, 7)), 2, seed=0)
-print(config.run_name, config.kernel_size, *images.shape)
+
+@pytest.mark.skipif(not (ROOT/".git").exists(), reason="only a clone knows which files are committed")
+def test_a_checkout_fits_in_a_hand():
+    files = run("git", "ls-files", "-z").stdout.split("\0")
+    assert sum((ROOT/f).stat().st_size for f in files if f and (ROOT/f).is_file()) < 20 * 2**20
+
+
+# A third model, a fourth scheme
+
+THIRD_MODEL = """
+import sys, torch, torch.nn.functional as F
+from torch import nn
+from imgtx_nb.autoregressive import MODELS, AutoregressiveModel
+from imgtx_nb.config import RunConfig
+from imgtx_nb.parameters import setting
+from imgtx_nb.results import draw_run, table1, write_results
+from imgtx_nb.runs import load_run
+from imgtx_nb.sampling import complete, sample
+from imgtx_nb.training import Trainer, evaluate, fit
+from imgtx_nb.data import load_images
+
+class PixelBefore(AutoregressiveModel):
+    "Each pixel from the one before it."
+    width: int = setting(8, "hidden units", least=1)
+
+    def __init__(self, image_shape, **settings):
+        super().__init__(image_shape, **settings)
+        width = self.settings.width
+        self.mlp = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, self.n_params))
+
+    def network(self, pixels):
+        before = F.pad(pixels.flatten(2).transpose(1, 2)[:, :-1], (0, 0, 1, 0))
+        return self.mlp(before).unflatten(1, pixels.shape[-2:])
+
+MODELS["before"] = PixelBefore
+
+data, results = sys.argv[1:]
+config = lambda **more: RunConfig(model="before", width=5, scale="tiny", dataset=data, max_steps=9, eval_every=4, results_dir=results, **more)
+straight, step = fit(config(run_name="straight")), Trainer.step
+def stopping(self, n):
+    if n == 6: raise KeyboardInterrupt
+    return step(self, n)
+Trainer.step = stopping
+try: fit(config())
+except KeyboardInterrupt: pass
+Trainer.step = step
+folder = fit(config())
+assert (folder/"model.safetensors").read_bytes() == (straight/"model.safetensors").read_bytes()
+model, again = load_run(folder)
+images = load_images(data, "test")[0]
+table = table1([folder])
+assert abs(evaluate(model, images) - table.bits_per_dim[0]) < 1e-6
+assert (complete(model, sample(model, 2, seed=0), 3, seed=1)[:, :, :3] == sample(model, 2, seed=0)[:, :, :3]).all()
+draw_run(folder, n=2); write_results([folder], results)
+print(folder.name, "|", table.model[0], "|", table.settings[0], "|", table.n_parameters[0])
 """
 
 
-def test_a_fourth_scheme_is_one_class(tmp_path):
-    shutil.copytree(ROOT/"imgtx_nb", tmp_path/"imgtx_nb")
-    masks = tmp_path/"imgtx_nb"/"masks.py"
-    masks.write_text(masks.read_text().replace("SCHEMES = {", FOURTH_SCHEME))
-    done = run(sys.executable, "-c", USE_FOURTH_SCHEME, cwd=tmp_path)
-    assert done.stdout.split() == ["column_6-cifar10-tiny", "6", "2", "3", "9", "7"], done.stderr
+def test_a_third_model_is_a_class_and_an_entry(tmp_path, little_images):
+    done = run(sys.executable, "-c", THIRD_MODEL, str(little_images), str(tmp_path), cwd=tmp_path)
+    name, model, settings, n_parameters = (last_line(done.stdout or done.stderr) + " | | |").split(" | ")[:4]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert name.startswith("before-little.npz-") and model == "before" and settings == "width = 5, max_steps = 9, eval_every = 4".split(", max")[0]
+    assert int(n_parameters) == 3 * 5 + 5 + 5 * 100 + 100
+
+
+FOURTH_SCHEME = """
+import sys, torch
+from dataclasses import dataclass
+from imgtx_nb.masks import SCHEMES, Scheme, non_local
+from imgtx_nb.parameters import setting
+
+@dataclass(frozen=True)
+class column(Scheme):
+    "The pixels straight above."
+    n_above: int = setting(5, "rows up", least=1)
+
+    def allows(self, query, key, width):
+        return (key <= query) & ((query - key) % width == 0) & (query - key <= self.n_above * width)
+
+SCHEMES["column"] = column
+
+from imgtx_nb.attention import attend_with, dense_attention
+from imgtx_nb.autoregressive import receptive_field
+from imgtx_nb.config import RunConfig, build_model
+from imgtx_nb.results import table1
+from imgtx_nb.training import fit
+
+data, results = sys.argv[1:]
+config = RunConfig(attention="column", n_above=2, scale="tiny", n_layers=1, max_steps=3, dataset=data, results_dir=results)
+torch.manual_seed(0)
+model = build_model(config, (3, 9, 7)).eval()
+for p in model.parameters(): p.data.add_(.1 * torch.randn_like(p))
+images = torch.randint(0, 256, (2, 3, 9, 7), dtype=torch.uint8)
+seen = {divmod(t, 7) for t in receptive_field(model, images, (5, 3)).flatten().nonzero().flatten().tolist()}
+assert seen == {(5, 2), (4, 2), (3, 2)}, seen # positions straight above; each holds the pixel before it
+with torch.no_grad():
+    decoder, expected = model.decoder(2), model(images).flatten(1, 2)
+    for t in range(62): assert torch.allclose(decoder.step(images.flatten(2)[:, :, t - 1] if t else None), expected[:, t], atol=1e-4)
+    assert torch.allclose(attend_with(model, dense_attention)(images).flatten(1, 2), expected, atol=1e-4)
+table = table1([fit(config)])
+print(config.run_name, "|", table.label[0])
+"""
+
+
+def test_a_fourth_scheme_is_a_class_and_an_entry(tmp_path, little_images):
+    done = run(sys.executable, "-c", FOURTH_SCHEME, str(little_images), str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    name, label = last_line(done.stdout).split(" | ")
+    assert name.startswith("column_2-little.npz-") and label.startswith("column Transformer, n_above = 2")
 
 
 # The experiments
@@ -177,10 +301,10 @@ def test_a_fourth_scheme_is_one_class(tmp_path):
     ("train", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("ablations", "dataset", "nowhere.npz", "there is nothing at that path."),
     ("budget", "lengths", "2", "lengths is 2: give a list of numbers above 0"),
-    ("budget", "models", "2", "models is 2: give a list of dictionaries"),
+    ("budget", "lines", "2", "lines is 2: give a list of dictionaries"),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
     ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
-    ("study", "transformer", "muon", "transformer is 'muon': give the further parameters of its rows as a dictionary"),
+    ("study", "each", "muon", "each is 'muon': give a dictionary of dictionaries"),
 ])
 def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
     done = papermill(notebook, tmp_path/"out.ipynb", "-p", parameter, value, "-p", "results_dir", str(tmp_path/"results"))
@@ -189,8 +313,7 @@ def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sen
 
 def readme_commands():
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line.removeprefix(".venv/bin/") for line in lines if line.removeprefix(".venv/bin/").startswith("papermill ")]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("papermill ")]
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +325,9 @@ def little_images(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_run(tmp_path, little_images, command):
-    "Every papermill command of the README, with a few steps of small models on small pictures."
+@pytest.mark.parametrize("command", [c for c in readme_commands() if "train" in c] + ["papermill nbs/study.ipynb out.ipynb"])
+def test_commands_run(tmp_path, little_images, command):
+    "The papermill commands of the README, and the study's, with a few steps of small models on small pictures."
     _, notebook, out, *parameters = shlex.split(command)
     small = dict(scale="tiny", dataset=little_images, max_steps=3, results_dir=tmp_path/"results")
     done = papermill(Path(notebook).stem, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
@@ -215,10 +338,10 @@ def test_readme_commands_run(tmp_path, little_images, command):
     for folder in runs: assert files <= {p.name for p in folder.iterdir()}
     if is_study:
         for name in ("table1.csv", "context_use.csv"): assert len((tmp_path/"results"/name).read_text().splitlines()) == 6
-        assert len([*(tmp_path/"results").glob("*.png")]) == 6
+        assert len([*(tmp_path/"results").glob("*.png")]) == 8
 
 
-def configs_of(name, **parameters):
+def planned(name, **parameters):
     "The runs that an experiment notebook plans, with some of its parameters given."
     cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     scope = {}
@@ -228,33 +351,77 @@ def configs_of(name, **parameters):
     return scope["configs"]
 
 
+def pretend_done(config):
+    "A run folder with an outcome that no run produced."
+    path = Path(config.results_dir)/config.run_name
+    path.mkdir(parents=True)
+    write_json(path/"config.json", asdict(config))
+    write_json(path/"summary.json", dict(
+        test_bits_per_dim=5., valid_bits_per_dim=5 + .01 * len(config.run_name), n_parameters=10, size_mb=1., images_per_second=1., steps=config.max_steps,
+        hardware="-", commit="-", scale=config.scale, image_shape=[3, 16, 20], dataset=dict(name=config.dataset, train_images=9, valid_images=1, test_images=1)))
+    pd.DataFrame(dict(step=[1, 2], train_bits_per_dim=[6., 5.], valid_bits_per_dim=[6., 5.])).to_csv(path/"metrics.csv", index=False)
+
+
+@pytest.mark.parametrize("name", ["train", "study", "budget", "ablations"])
+def test_an_experiment_runs_twice_in_one_kernel(tmp_path, little_images, name):
+    "Cell by cell, and again after a parameter was edited; only the last run's parameters count."
+    few = dict(study=dict(rows=[{"kernel_size": 2}]), budget=dict(lines=[{"kernel_size": 2}], lengths=[1])).get(name, {})
+    given = dict(scale="tiny", dataset=str(little_images), max_steps=3, results_dir=str(tmp_path)) | few
+    if name == "budget": del given["max_steps"]
+    for seed in (0, 1):
+        if name in ("budget", "ablations"):
+            for config in planned(name, **given, seed=seed): (Path(config.results_dir)/config.run_name).exists() or pretend_done(config)
+        if name == "ablations" and seed: given["results_dir"] = str(tmp_path/"second"); [pretend_done(c) for c in planned(name, **given, seed=seed)]
+    notebook = nbformat.read(ROOT/"nbs"/f"{name}.ipynb", 4)
+    first = next(n for n, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    text = lambda **more: notebook.cells[first].source + "\n" + "\n".join(f"{k} = {v!r}" for k, v in (given | more).items())
+    second = dict(seed=1)
+    if name == "ablations": given["results_dir"] = str(tmp_path); second |= dict(results_dir=str(tmp_path/"second"))
+    cells = [text(), *sources[1:], text(**second), *sources[1:], "kernal_size = 6", sources[2]]
+    both = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells], metadata=notebook.metadata)
+    client = NotebookClient(both, timeout=600, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(ROOT)}})
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    client.execute()
+    errors = [(n, output.evalue) for n, cell in enumerate(both.cells) for output in cell.get("outputs", []) if output.output_type == "error"]
+    assert [n for n, _ in errors] == [len(cells) - 1] and "did you mean kernel_size" in errors[0][1] or name != "train" and "is not a parameter" in errors[0][1], errors
+    seeds = {read_config(p.parent).seed for p in tmp_path.rglob("config.json")}
+    assert {0, 1} <= seeds
+
+
 def test_rows_of_the_study_take_further_parameters():
-    configs = configs_of("study", transformer={"optimizer": "muon", "n_layers": 3}, pixelcnnpp={"n_filters": 8})
-    assert [(c.model, c.optimizer, c.n_layers, c.n_filters) for c in configs] == [("pixelcnnpp", None, None, 8)] + 4 * [("transformer", "muon", 3, None)]
-    with pytest.raises(ValueError, match="optimiser is not a parameter: did you mean optimizer"): configs_of("study", transformer={"optimiser": "muon"})
+    configs = planned("study", each={"transformer": {"optimizer": "muon", "n_layers": 3}, "pixelcnnpp": {"n_filters": 8}})
+    assert [(c.model, c.optimizer, c.n_layers, c.n_filters) for c in configs] == [("pixelcnnpp", "adam", None, 8)] + 4 * [("transformer", "muon", 3, None)]
+    with pytest.raises(ValueError, match="optimiser is not a parameter: did you mean optimizer"): planned("study", each={"transformer": {"optimiser": "muon"}})
 
 
 def test_the_budget_at_length_1_is_the_study():
-    study, configs = configs_of("study", scale="laptop"), configs_of("budget", scale="laptop", lengths=[1, .25])
-    assert [c.max_steps for c in configs] == [1000, 4000, 2000, 8000] and len({(c.results_dir, c.run_name) for c in configs}) == 4
-    assert configs[1] in study and configs[3] in study and {c.results_dir for c in configs[::2]} == {"results/budget"}
+    study, configs = planned("study", scale="laptop"), planned("budget", scale="laptop", lengths=[1, .25])
+    assert [c.max_steps for c in configs] == [1000, 4000, 2000, 8000] and len({c.run_name for c in configs}) == 4
+    assert configs[1] in study and configs[3] in study
 
 
 def test_a_line_of_the_budget_may_have_another_size_and_lengths_of_its_own():
-    study, wide = configs_of("study", scale="laptop"), {"kernel_size": 6, "d_model": 208, "lengths": [2, 1]}
-    first, second, third = configs_of("budget", scale="laptop", lengths=[1], models=[{"kernel_size": 6}, wide])
-    assert first in study and (second.max_steps, third.max_steps) == (first.max_steps, 2 * first.max_steps)
-    assert {c.d_model for c in (second, third)} == {208} and (second.results_dir, second.run_name) == ("results/budget", "local_2d_6-photo_patches-laptop-d_model_208-x1")
+    wide = {"kernel_size": 6, "d_model": 208, "lengths": [2, 1]}
+    first, second, third = planned("budget", scale="laptop", lengths=[1], lines=[{"kernel_size": 6}, wide])
+    assert (second.max_steps, third.max_steps) == (first.max_steps, 2 * first.max_steps) and differing(first, second) == ["d_model"]
 
 
 def test_ablations_change_one_thing_at_a_time():
-    rows = configs_of("ablations")
+    rows = planned("ablations")
     configs = {config.run_name: config for config in rows}
     first, best, several = configs["published"], configs["all_five"], ("published", "all_four", "all_five")
-    changed = lambda config, start: [f.name for f in fields(config) if f.name != "run_name" and getattr(config, f.name) != getattr(start, f.name)]
     for name, config in configs.items():
-        if name not in several: assert len(changed(config, best if name.startswith("best_") else first)) == 1, name
-    assert len(changed(best, first)) == 5 and len(configs) == len(rows)
+        if name not in several: assert len(differing(config, best if name.startswith("best_") else first)) == 1, name
+    assert len(differing(best, first)) == 5 and len(configs) == len(rows)
     paper = RunConfig()
-    for name in ("attention", "kernel_size", "embedding", "positions", "norm", "activation", "dropout", "ema_decay", "optimizer", "schedule", "weight_decay", "learning_rate"):
+    for name in ("attention", "kernel_size", "positions", "norm", "activation", "dropout", "ema_decay", "optimizer", "schedule", "learning_rate"):
         assert getattr(first, name) == getattr(paper, name)
+
+
+@pytest.mark.parametrize("name, folder", [("study", "cifar10"), ("budget", "subset"), ("ablations", "ablations")])
+def test_the_parameters_beside_a_table_plan_its_runs(name, folder):
+    given = yaml.safe_load((ROOT/"results"/folder/f"{name}.yaml").read_text())
+    runs = {run for table in (ROOT/"results"/folder).glob("*.csv") if table.stem != "retired" for run in pd.read_csv(table).run}
+    retired = {*pd.read_csv(ROOT/"results"/folder/"retired.csv").run} if name == "ablations" else set()
+    assert {config.run_name for config in planned(name, **given)} == runs - retired == {p.name for p in RUNS if p.parent.name == folder}

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imgtx_nb.attention import CachedAttention, SelfAttention, TiledAttention, dense_attention
+from imgtx_nb.attention import SelfAttention, TiledAttention, dense_attention
+from imgtx_nb.cached import CachedAttention
+from imgtx_nb.config import RunConfig, config_from
 from imgtx_nb.logistic_mixture import LIKELIHOODS, DiscretizedLogisticMixture, params_per_pixel
 from imgtx_nb.masks import SCHEMES, local_1d, local_2d, non_local
 from imgtx_nb.pixelcnnpp import PixelCNNpp
-from imgtx_nb.runs import RunConfig, config_from
 from imgtx_nb.transformer import ImageTransformer
 
 settings.register_profile("project", deadline=None, max_examples=25, derandomize=True)

@@ -33,7 +33,7 @@ def config(noise, folder, **kwargs):
     return f"RunConfig(**{settings!r})"
 
 
-FIT = "from imgtx_nb.runs import RunConfig; from imgtx_nb.training import fit; "
+FIT = "from imgtx_nb.config import RunConfig; from imgtx_nb.training import fit; "
 
 # A parent that imports everything once and runs no thread, and forks a child for every attempt.
 KILL_AND_RESUME = """
