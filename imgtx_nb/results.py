@@ -282,7 +282,7 @@ def draw_curves(
     ax.legend(title="dots: validation; thin lines: training", fontsize=7.5, title_fontsize=8)
     return _caption(fig, "Learning curves", table)
 
-# %% ../nbs/13_results.ipynb #d1974b09
+# %% ../nbs/13_results.ipynb #5d184bf7
 def draw_budget(
     table, # what table1 returned, of runs of several lengths
 ):         # the matplotlib figure
@@ -297,7 +297,7 @@ def draw_budget(
         line, again = _by_seed(runs)
         colour, width = colours[model], 1 + .5 * (size > 1e6)
         ax.plot(line.images, line.bits_per_dim, color=colour, ls=dashes[recipe], lw=width, marker="o", ms=4)
-        ax.plot(again.images, again.bits_per_dim, "o", color=colour, mfc="white", ms=5)
+        ax.plot(again.images, again.bits_per_dim, "o", color=colour, mfc="white", ms=5, zorder=3)
         starts.append((line.images.iloc[0], line.bits_per_dim.iloc[0], f"{size / 1e6:.1f} M", colour))
     ax.set(xscale="log", xlabel="training images seen", ylabel="test bits/dim")
     ax.set_xticks(ticks := sorted(table.images.unique()), map("{:,}".format, ticks)); ax.minorticks_off()
@@ -336,14 +336,18 @@ def _apart(heights, gap): # numbers, and the least distance -> the numbers moved
     moved[order] = nearest + steps
     return moved
 
-# %% ../nbs/13_results.ipynb #8b7d83f9
+# %% ../nbs/13_results.ipynb #de7cbb39
 def _label_starts(ax, starts): # axes, and a list of (x, y, text, colour)
     low, high = ax.get_ylim()
+    gap = .04 * (high - low)
     for x in {x for x, *_ in starts}:
         _, heights, texts, colours = zip(*[start for start in starts if start[0] == x])
-        for y, text, colour in zip(_apart(heights, .04 * (high - low)), texts, colours):
+        moved = _apart(heights, gap)
+        low, high = min(low, moved.min() - gap), max(high, moved.max() + gap)
+        for y, text, colour in zip(moved, texts, colours):
             ax.annotate(text, (x, y), (-7, 0), textcoords="offset points", color=colour, fontsize=8,
                         ha="right", va="center")
+    ax.set_ylim(low, high)
 
 # %% ../nbs/13_results.ipynb #78f95912
 def ablation_table(
