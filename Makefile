@@ -1,4 +1,4 @@
-# make is a convenience: every target is one or two plain commands, which the README gives too.
+# make is a convenience: every target is one or two plain commands.
 PYTHON ?= python3
 BIN := .venv/bin
 ENV := .venv/installed

@@ -139,11 +139,13 @@ def _with(cls, names):
     new = [_as_field(name, parameters()[name]) for name in names]
     return make_dataclass(cls.__name__, new, bases=(cls,), frozen=True)
 
-# %% ../nbs/09_config.ipynb #f447f1b0
+# %% ../nbs/09_config.ipynb #37cb6899
 @dataclass(frozen=True)
 class RunConfig(_Parameters):
     "The parameters of one training run; what is left out is filled in. Raises `ValueError` in one sentence."
-    def __new__(cls, *args, **given): return super().__new__(_grown(cls))
+    def __new__(cls, *args, **given):
+        refuse_unknown(given, [*stated(_grown(cls))])
+        return super().__new__(_grown(cls))
 
     def __post_init__(self):
         for name, value in filled(self).items(): object.__setattr__(self, name, value)

@@ -16,34 +16,41 @@ from .data import load_images, project_root
 from .parameters import refuse_unknown
 from .runs import RunFolder
 
-# %% ../nbs/14_experiments.ipynb #841e46d5
+# %% ../nbs/14_experiments.ipynb #07321b9e
 def notebook_parameters(
     namespace, # a notebook's globals(), after its parameters cell
 ):             # {name: value}
     "The parameters that a notebook has, whether its own cell set them or papermill did."
-    cells = [source for source in namespace.get("In", [])[:-1] if _set_names(source)]
-    if cells:
-        both = cells[-2:] if _by_papermill(cells[-1]) else cells[-1:]
-        names = [name for source in both for name in _set_names(source)]
-    else: names = [name for name, value in namespace.items() if name[0] != "_" and _is_plain(value)]
+    cells = [names for source in namespace.get("In", [])[:-1] if (names := _set_names(source))]
+    plain = [name for name, value in namespace.items() if name[0] != "_" and _is_plain(value)]
+    names = _last_parameters(cells) if cells else [name for name in plain if name not in ("In", "Out")]
     return {name: namespace[name] for name in dict.fromkeys(names) if name in namespace}
 
-# %% ../nbs/14_experiments.ipynb #350d1b68
+# %% ../nbs/14_experiments.ipynb #1649f2e9
 def _is_plain(value): return isinstance(value, (str, int, float, bool, list, dict, tuple, type(None)))
 
-def _by_papermill(source): return source.lstrip().startswith("# Parameters")
+def _last_parameters(cells): # the names that each plain cell sets -> those of the parameters cells
+    longest = max(map(len, cells))
+    own = [n for n, names in enumerate(cells) if 2 * len(names) >= longest and names[0] != _PAPERMILL]
+    last = own[-1] if own else 0
+    injected = cells[last + 1] if cells[last + 1:] and cells[last + 1][0] == _PAPERMILL else []
+    return cells[last] + injected
+
+_PAPERMILL = "# Parameters" # how papermill's own cell begins
 
 def _set_names(source): # the text of a cell -> the names it sets, if it does nothing but set plain values
     try: named = [_set_by(statement) for statement in ast.parse(source).body]
     except SyntaxError: return []
-    return sum(named, []) if all(named) else []
+    mark = [_PAPERMILL] * source.lstrip().startswith(_PAPERMILL)
+    return mark + sum(named, []) if named and all(named) else []
 
 def _set_by(statement): # a node of a syntax tree -> the names it sets to a plain value, if it does just that
     if not isinstance(statement, (ast.Assign, ast.AnnAssign)): return []
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
     if not all(isinstance(target, ast.Name) for target in targets): return []
-    try: ast.literal_eval(statement.value)
-    except (ValueError, TypeError): return []
+    parts = [*ast.walk(statement.value)] if statement.value else [ast.Name()]
+    computed = ast.Name, ast.Call, ast.Attribute, ast.comprehension
+    if any(isinstance(part, computed) for part in parts): return []
     return [target.id for target in targets]
 
 # %% ../nbs/14_experiments.ipynb #9246feaa

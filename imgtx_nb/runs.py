@@ -50,10 +50,13 @@ def write_json(path, content): # a file, and what json can write
     "Write a file of JSON, whole."
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=1)))
 
-# %% ../nbs/10_runs.ipynb #9c29f886
+# %% ../nbs/10_runs.ipynb #e650b301
 def read_json(path): # a file of a run -> a dictionary
     "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
-    try: return json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict): raise ValueError(f"it holds {content!r:.20}")
+        return content
     except ValueError as e:
         raise ValueError(f"{path} is damaged ({e}): bring it back, "
                          "or remove its folder and train the run again.") from None
@@ -65,7 +68,7 @@ def read_config(folder): # of a run -> its RunConfig
     try: return config_from(read_json(path))
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
-# %% ../nbs/10_runs.ipynb #cc97d462
+# %% ../nbs/10_runs.ipynb #7a13c648
 class RunFolder:
     "The folder of one run."
     def __init__(self,
@@ -77,6 +80,7 @@ class RunFolder:
         "Make the folder, or find it; raises `ValueError` if it belongs to a run with other parameters."
         kept = self.path/"config.json"
         if kept.exists(): return refuse_other(self.path, read_config(self.path), self.config)
+        _refuse_orphans(self.path)
         _make_folder(self.path)
         write_json(kept, asdict(self.config))
 
@@ -89,7 +93,12 @@ class RunFolder:
         "Has the run ended, with weights?"
         return (self.path/"summary.json").exists() and (self.path/"model.safetensors").exists()
 
-# %% ../nbs/10_runs.ipynb #b400f5d8
+# %% ../nbs/10_runs.ipynb #89e0f7fc
+def _refuse_orphans(path):
+    outcome = [path/"summary.json", path/"model.safetensors", *path.glob("checkpoint-*.pt")]
+    left = next((f.name for f in outcome if f.exists()), None)
+    if left: raise ValueError(f"{path} has {left} but no config.json: bring that back, or remove the folder.")
+
 def _make_folder(path):
     try: path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
