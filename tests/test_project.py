@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from nbclient import NotebookClient
 
 from imgtx_nb.config import RunConfig, default_name, differing, parameter_lines
@@ -307,7 +308,18 @@ def test_a_fourth_scheme_is_a_class_and_an_entry(tmp_path, little_images):
     ("study", "each", "muon", "each is 'muon': give a dictionary of dictionaries"),
 ])
 def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
-    done = papermill(notebook, tmp_path/"out.ipynb", "-p", parameter, value, "-p", "results_dir", str(tmp_path/"results"))
+    cells = [c for c in json.loads((ROOT/"nbs"/f"{notebook}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    given = {"results_dir": str(tmp_path/"results"), parameter: yaml.safe_load(value)}
+    injected = "# Parameters\n" + "\n".join(f"{k} = {v!r}" for k, v in given.items())
+    scope = {"In": ["", "".join(cells[0]["source"]), injected, "the cells below"]}
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(sentence)):
+        for source in [*scope["In"][1:3], *("".join(c["source"]) for c in cells[1:])]: exec(source, scope)
+    assert not (tmp_path/"results").exists()
+
+
+def test_a_refusal_is_the_last_line_of_papermill(tmp_path):
+    done = papermill("train", tmp_path/"out.ipynb", "-p", "kernal_size", "6", "-p", "results_dir", str(tmp_path/"results"))
+    sentence = "kernal_size is not a parameter: did you mean kernel_size?"
     assert done.returncode != 0 and sentence in last_line(done.stderr) and not (tmp_path/"results").exists()
 
 
@@ -360,6 +372,8 @@ def pretend_done(config):
         test_bits_per_dim=5., valid_bits_per_dim=5 + .01 * len(config.run_name), n_parameters=10, size_mb=1., images_per_second=1., steps=config.max_steps,
         hardware="-", commit="-", scale=config.scale, image_shape=[3, 16, 20], dataset=dict(name=config.dataset, train_images=9, valid_images=1, test_images=1)))
     pd.DataFrame(dict(step=[1, 2], train_bits_per_dim=[6., 5.], valid_bits_per_dim=[6., 5.])).to_csv(path/"metrics.csv", index=False)
+    write_json(path/"context_use.json", dict(n_images=1, own=5., another_image=6., rows_shuffled=5.5))
+    for name, rows in (("samples", 1), ("completions", 5)): Image.fromarray(np.zeros((rows * 16, 8 * 20, 3), np.uint8)).save(path/f"{name}.png")
 
 
 @pytest.mark.parametrize("name", ["train", "study", "budget", "ablations"])
@@ -368,7 +382,7 @@ def test_an_experiment_runs_twice_in_one_kernel(tmp_path, little_images, name):
     few = dict(study=dict(rows=[{"kernel_size": 2}]), budget=dict(lines=[{"kernel_size": 2}], lengths=[1]), ablations={}, train={})[name]
     steps = {} if name == "budget" else {"max_steps": 3}
     given = [dict(scale="tiny", dataset=str(little_images), seed=seed, results_dir=str(tmp_path/f"seed {seed}")) | few | steps for seed in (0, 1)]
-    if name in ("budget", "ablations"):
+    if name != "train":
         for config in [config for parameters in given for config in planned(name, **parameters)]: pretend_done(config)
     notebook = nbformat.read(ROOT/"nbs"/f"{name}.ipynb", 4)
     parameters, *rest = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
