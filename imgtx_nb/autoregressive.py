@@ -19,13 +19,16 @@ from torch import nn
 from .logistic_mixture import LIKELIHOODS, bits_per_dim, params_per_pixel
 from .parameters import setting, settle
 
-# %% ../nbs/03_autoregressive.ipynb #d13607f4
-def scaled(images): # uint8 [B, 3, H, W] -> float [B, 3, H, W] in -1..1
+# %% ../nbs/03_autoregressive.ipynb #7fd3b54e
+def scaled(
+    images,              # uint8 [B, 3, H, W]
+    dtype=torch.float32, # of the result
+):                       # float [B, 3, H, W] in -1..1
     "Bytes on the [-1, 1] axis; raises `TypeError` for anything but bytes."
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         given = f"{images.dtype} {list(images.shape)}"
         raise TypeError(f"images are {given}: models take uint8 [B, 3, H, W], values 0 to 255.")
-    return images / 127.5 - 1
+    return (images.to(torch.promote_types(dtype, torch.float32)) / 127.5 - 1).to(dtype)
 
 # %% ../nbs/03_autoregressive.ipynb #f6c6e6b3
 def refuse_condition(condition):
@@ -66,7 +69,7 @@ class Described:
 
     def __init_subclass__(cls): _stating(cls)
 
-# %% ../nbs/03_autoregressive.ipynb #3d6d0969
+# %% ../nbs/03_autoregressive.ipynb #e43b25cc
 class AutoregressiveModel(Described, nn.Module):
     "Eq. 1 as a module."
     def __init__(self,
@@ -90,7 +93,7 @@ class AutoregressiveModel(Described, nn.Module):
     def forward(self, images, condition=None): # uint8 [B, 3, H, W] -> [B, H, W, n_params]
         "Parameters of every pixel's distribution; raises `ValueError` for a condition."
         refuse_condition(condition)
-        return self.network(scaled(images))
+        return self.network(scaled(images, next(self.parameters()).dtype))
 
     def decoder(self, batch_size, condition=None): # -> an object with step and fill
         "A decoder at the first pixel of `batch_size` new images; raises `ValueError` for a condition."
@@ -128,16 +131,34 @@ class RecomputingDecoder:
         self.t += 1
         return self.model(self.images[:, :, :row + 1])[:, row, column]
 
-# %% ../nbs/03_autoregressive.ipynb #271ec78e
+# %% ../nbs/03_autoregressive.ipynb #1051e6af
+@contextmanager
+def _single_precision():
+    "IEEE single precision on CUDA inside; afterwards what was set before."
+    cudnn, changed = torch.backends.cudnn, []
+    for part in (cudnn, cudnn.conv, torch.backends.cuda.matmul):
+        if part.fp32_precision != "ieee":
+            changed.append((part, part.fp32_precision))
+            part.fp32_precision = "ieee"
+    try: yield
+    finally:
+        for part, before in changed:
+            part.fp32_precision = "none" # then it reads what is set for the whole
+            if part.fp32_precision != before: part.fp32_precision = before
+
+# %% ../nbs/03_autoregressive.ipynb #8d3e766a
 @contextmanager
 def evaluating(
     model, # any module
 ):
-    "Evaluation mode inside; afterwards the mode that it was in."
-    was_training = model.training
-    model.eval()
-    try: yield
-    finally: model.train(was_training)
+    "Evaluation mode and IEEE single precision inside; afterwards the modes and the precision of before."
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with _single_precision():
+            model.eval()
+            yield
+    finally:
+        for module, was_training in modes: module.training = was_training
 
 # %% ../nbs/03_autoregressive.ipynb #6d1fed16
 def pixel_nats(
@@ -157,13 +178,13 @@ def nats(
     "Negative log-likelihood of each image, in nats (Eq. 1)."
     return pixel_nats(params, images, likelihood).sum((1, 2))
 
-# %% ../nbs/03_autoregressive.ipynb #2c27155a
+# %% ../nbs/03_autoregressive.ipynb #94af9267
 def receptive_field(
     model,  # an AutoregressiveModel
     images, # uint8 [B, 3, H, W]
     target, # (row, column)
 ):          # [H, W]
     "Absolute gradient of the parameters at `target` with respect to every pixel, over images and channels."
-    pixels = scaled(images).to(next(model.parameters()).dtype).requires_grad_()
+    pixels = scaled(images, next(model.parameters()).dtype).requires_grad_()
     seen = model.network(pixels)[:, target[0], target[1]].square().sum()
     return torch.autograd.grad(seen, pixels)[0].abs().sum((0, 1))

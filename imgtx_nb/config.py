@@ -34,11 +34,11 @@ class Data:
     scale: str = setting("paper", "how large the model is and how long it learns", choices=SCALES)
     model: str = setting("transformer", "what learns", choices=MODELS)
 
-# %% ../nbs/10_config.ipynb #1888ff9e
+# %% ../nbs/10_config.ipynb #dae24750
 @dataclass
 class Learning:
     "How a model learns."
-    batch_size: int = setting(32, "images a step, over all processes", least=1)
+    batch_size: int = setting(32, "images a step, over all processes", least=1, most=1_000_000)
     max_steps: int = setting(156_250, "steps of the optimiser; 156,250 are 100 epochs of CIFAR-10", least=1)
     warmup_steps: int = setting(1, "steps to the peak learning rate; left out: at most a fifth of max_steps",
                                 least=1)
@@ -139,7 +139,7 @@ def _with(cls, names):
     new = [_as_field(name, parameters()[name]) for name in names]
     return make_dataclass(cls.__name__, new, bases=(cls,), frozen=True)
 
-# %% ../nbs/10_config.ipynb #37cb6899
+# %% ../nbs/10_config.ipynb #4f961c6a
 @dataclass(frozen=True)
 class RunConfig(_Parameters):
     "The parameters of one training run; what is left out is filled in. Raises `ValueError` in one sentence."
@@ -150,9 +150,9 @@ class RunConfig(_Parameters):
     def __post_init__(self):
         for name, value in filled(self).items(): object.__setattr__(self, name, value)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
-        if not re.fullmatch(r"\w[\w.-]*", self.run_name):
-            raise ValueError(f"run_name is {self.run_name!r}: it names a folder, so use letters, digits, "
-                             "'.', '_' and '-' alone.")
+        if not re.fullmatch(r"\w([\w.-]{,98}[\w-])?", self.run_name):
+            raise ValueError(f"run_name is {self.run_name!r}: it names a folder, so use at most 100 letters, "
+                             "digits, '.', '_' and '-', and no '.' at either end.")
 
     def __reduce__(self): return config_from, (asdict(self),)
 
@@ -192,11 +192,11 @@ def default_name(config): # a RunConfig -> text
     if len(unusual) >= 32: unusual = _digest(unusual)
     return "-".join(filter(None, [what, _dataset_word(config.dataset), config.scale, unusual]))
 
-# %% ../nbs/10_config.ipynb #9b8158c7
+# %% ../nbs/10_config.ipynb #da1d34d7
 def _dataset_word(dataset):
     word = re.sub(r"[^\w.]+", "_", Path(dataset).name) or "data"
     usual = dataset in ("cifar10", "photo_patches") or "." in word and dataset == f"data/{word}"
-    return word if usual else f"{word}-{_digest(dataset)}"
+    return word if usual and len(word) < 40 else f"{word[:40]}-{_digest(dataset)}"
 
 def _digest(text): return hashlib.sha256(str(text).encode()).hexdigest()[:6]
 

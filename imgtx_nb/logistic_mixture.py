@@ -13,18 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Distribution, constraints
 
-# %% ../nbs/02_logistic_mixture.ipynb #87fb67c1
+# %% ../nbs/02_logistic_mixture.ipynb #56973414
 def log_bin_mass(
     pixel,     # 8-bit values, integers in 0..255, any shape that broadcasts
     mean,      # location of the logistic on the [-1, 1] axis
     log_scale, # logarithm of its scale on the [-1, 1] axis
 ):             # natural logarithm of the mass, of the broadcast shape
     "The logarithm of the bracket of Eq. 3: a logistic's mass in the bin of an 8-bit value."
-    centre, rate = 127.5 * (mean + 1), torch.exp(-log_scale) / 127.5
+    centre = 127.5 * (mean + 1)
+    rate = torch.exp(-log_scale.masked_fill(log_scale < -80, -80)) / 127.5
     upper = torch.where(pixel == 255, math.inf, (pixel + .5 - centre) * rate)
     lower = torch.where(pixel == 0, -math.inf, (pixel - .5 - centre) * rate)
     width = torch.where((pixel == 0) | (pixel == 255), math.inf, rate)
-    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(-width))
+    tiny = width < 1e-30
+    last = torch.log(-torch.expm1(-width.masked_fill(tiny, 1)))
+    return F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.where(tiny, -log_scale - math.log(127.5), last)
 
 # %% ../nbs/02_logistic_mixture.ipynb #1214faa6
 def coupled_means(
@@ -51,18 +54,22 @@ def _parts(
     log_weights = (params[..., :K] / temperature).log_softmax(-1)
     return log_weights, means, log_scales.clamp(-7, 60) + math.log(temperature), coefficients.tanh()
 
-# %% ../nbs/02_logistic_mixture.ipynb #b20041e1
+# %% ../nbs/02_logistic_mixture.ipynb #1747d3e6
 class _PixelDistribution(Distribution):
     "What both likelihoods share: events are pixels of three bytes, parameters are float32 or better."
     arg_constraints, support = {}, constraints.independent(constraints.integer_interval(0, 255), 1)
 
-    def __init__(self, params): # [..., numbers a pixel]
-        self.params = params.to(torch.promote_types(params.dtype, torch.float32))
+    def __init__(self, params, temperature): # [..., numbers a pixel]; sharper below 1, flatter above
+        self.params, self.temperature = params.to(torch.promote_types(params.dtype, torch.float32)), temperature
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 
     def tempered(self, temperature): # sharper below 1, flatter above
-        "The same distribution at another temperature."
-        return self if temperature == 1 else type(self)(self.params, temperature)
+        "The distribution of the same params at this temperature, whatever its own is."
+        return self if temperature == self.temperature else type(self)(self.params, temperature)
+
+    def shape_with(self, pixels): # [..., any number of channels], or None -> a `torch.Size`
+        "The batch shape, broadcast with that of pixels."
+        return torch.broadcast_shapes(self.batch_shape, () if pixels is None else pixels.shape[:-1])
 
     def check(self, pixels): # [..., 3]
         "Raise a `ValueError` unless pixels are integers in 0..255, three each."
@@ -70,14 +77,14 @@ class _PixelDistribution(Distribution):
             raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: "
                              "they must be [..., 3] integers in 0..255.")
 
-# %% ../nbs/02_logistic_mixture.ipynb #3a2d6764
+# %% ../nbs/02_logistic_mixture.ipynb #725ddebc
 class DiscretizedLogisticMixture(_PixelDistribution):
     "A mixture of K logistics over 8-bit RGB pixels, its channels coupled linearly (Eq. 2-4)."
     def __init__(self,
         params,          # [..., 10 K]: K logits, then means, log-scales and coefficients of each channel
         temperature=1.0, # sharper below 1, flatter above
     ):
-        super().__init__(params)
+        super().__init__(params, temperature)
         self.log_weights, self.means, self.log_scales, self.coefficients = _parts(self.params, temperature)
 
     def component_log_probs(self, pixels): # [..., 3] integers -> [..., 3, K] nats
@@ -94,22 +101,25 @@ class DiscretizedLogisticMixture(_PixelDistribution):
         channel,      # 0 red, 1 green, 2 blue
         earlier=None, # [..., >= channel] integers, the channels before it
     ):                # [..., 256] probabilities
-        "The probabilities of all 256 values of one channel given the channels before it."
+        "The probabilities of all 256 values of one channel; raises `ValueError` without those before it."
         return _channel_pmf(self, channel, earlier)
 
     def sample(self, sample_shape=()): # -> sample_shape + [..., 3] integers in 0..255
         "Draw pixels, each channel on the 8-bit grid before the next one uses it."
         return _draw(self, torch.Size(sample_shape))
 
-# %% ../nbs/02_logistic_mixture.ipynb #abb02a13
+# %% ../nbs/02_logistic_mixture.ipynb #51c5dc57
 def _channel_pmf(
     mixture, # a `DiscretizedLogisticMixture` of batch shape [...]
     channel, # 0 red, 1 green, 2 blue
     earlier, # [..., >= channel] integers, the channels before it; None for red
 ):           # [..., 256] probabilities
     "The probabilities of all 256 values of one channel given the channels before it."
-    known = mixture.log_weights.new_zeros(*mixture.log_weights.shape[:-1], 3) # channels not yet known are 0
+    if channel and (earlier is None or earlier.shape[-1] < channel):
+        raise ValueError(f"channel {channel} is coupled to the {channel} before it: give their values.")
+    known = mixture.params.new_zeros(*mixture.shape_with(earlier), 3) # channels not yet known are 0
     if channel: known[..., :channel] = earlier[..., :channel]
+    mixture.check(known)
     evidence = mixture.component_log_probs(known)[..., :channel, :].sum(-2)
     log_weights = (mixture.log_weights + evidence).log_softmax(-1)
     mean = coupled_means(mixture.means, mixture.coefficients, known)[..., channel, None, :]
@@ -140,7 +150,7 @@ def _draw(
     blue = on_grid(value[..., 2] + c[..., 1] * red + c[..., 2] * green)
     return (127.5 * (torch.stack([red, green, blue], -1) + 1)).round().long()
 
-# %% ../nbs/02_logistic_mixture.ipynb #589cc4a1
+# %% ../nbs/02_logistic_mixture.ipynb #532731ea
 class CategoricalPixel(_PixelDistribution):
     "Three independent 256-way softmaxes over the channels of an 8-bit RGB pixel."
     def __init__(self,
@@ -150,17 +160,19 @@ class CategoricalPixel(_PixelDistribution):
         if params.shape[-1] != 768:
             raise ValueError(f"params has {params.shape[-1]} numbers a pixel: "
                              "three 256-way softmaxes take 768.")
-        super().__init__(params)
+        super().__init__(params, temperature)
         self.log_probs = (self.params / temperature).unflatten(-1, (3, 256)).log_softmax(-1)
 
     def log_prob(self, pixels): # [..., 3] integers in 0..255 -> [...] nats a pixel
         "The sum of the log-probabilities of the channels; raises `ValueError` for pixels that are not bytes."
         self.check(pixels)
-        return self.log_probs.gather(-1, pixels.long()[..., None]).sum((-2, -1))
+        shape = *self.shape_with(pixels), 3
+        log_probs, pixels = self.log_probs.expand(*shape, 256), pixels.long().expand(shape)
+        return log_probs.gather(-1, pixels[..., None]).sum((-2, -1))
 
     def pmf(self, channel, earlier=None): # channel 0, 1 or 2 -> [..., 256] probabilities
         "The probabilities of all 256 values of one channel; the channels before it do not matter."
-        return self.log_probs[..., channel, :].exp()
+        return self.log_probs[..., channel, :].exp().expand(*self.shape_with(earlier), 256)
 
     @torch.no_grad()
     def sample(self, sample_shape=()): # -> sample_shape + [..., 3] integers in 0..255

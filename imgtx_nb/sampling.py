@@ -5,26 +5,37 @@
 # %% auto #0
 __all__ = ['seeded', 'grow', 'sample', 'complete']
 
-# %% ../nbs/13_sampling.ipynb #9fe582d5
-from contextlib import contextmanager
+# %% ../nbs/13_sampling.ipynb #93721db8
+from contextlib import contextmanager, nullcontext
 
 import torch
 from tqdm.std import tqdm
 
 from .autoregressive import evaluating
 from .parameters import checked
+from .processor import quick_threads
 
-# %% ../nbs/13_sampling.ipynb #7d801cf4
+# %% ../nbs/13_sampling.ipynb #105868ad
 @contextmanager
 def seeded(
-    seed, # a whole number from 0 on, or None: draw from the global random state
+    seed,                       # a whole number from 0 on, or None: draw from the global random state
+    device=torch.device("cpu"), # where draws are made besides the CPU
 ):
     "Draw from a seed, and leave the global random state alone; raises `ValueError` for what is no seed."
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None: torch.manual_seed(checked("seed", seed, int, least=0, most=2**64 - 1))
+    if seed is None: yield; return
+    seed = checked("seed", seed, int, least=0, most=2**64 - 1)
+    elsewhere = {} if device.type == "cpu" else {"device_type": device.type}
+    with torch.random.fork_rng([device] if elsewhere else [], **elsewhere):
+        torch.default_generator.manual_seed(seed)
+        if elsewhere: _seed_on(device, seed)
         yield
 
-# %% ../nbs/13_sampling.ipynb #3c009515
+# %% ../nbs/13_sampling.ipynb #3296a931
+def _seed_on(device, seed): # that device alone: torch.manual_seed would seed all GPUs
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        torch.get_device_module(device).manual_seed(seed)
+
+# %% ../nbs/13_sampling.ipynb #5368750e
 @torch.no_grad()
 def grow(
     model,           # an AutoregressiveModel
@@ -38,10 +49,11 @@ def grow(
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]
     pixels = [*given.unbind(1)]
-    with evaluating(model), seeded(seed):
+    with evaluating(model), seeded(seed, device), quick_threads(device) as tune:
         decoder = model.decoder(len(given), condition)
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
         for t in tqdm(range(n_given, height * width), unit="pixel", mininterval=1, leave=False):
+            tune()
             params = decoder.step(pixels[-1] if pixels else None)
             pixels.append(model.likelihood(params).tempered(temperature).sample())
     return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
