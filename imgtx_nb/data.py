@@ -179,10 +179,14 @@ def _from_npz(
         warnings.warn(f"{path}: passed over {', '.join(others)}: images are train_images and test_images.")
     return images, labels
 
-# %% ../nbs/00_data.ipynb #d9dab29f
+# %% ../nbs/00_data.ipynb #00ce7dc0
 _SPLITS = ("train", "valid", "test")
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_is_hidden = lambda path: path.name.startswith(".") or path.name == "__MACOSX"
+
+# %% ../nbs/00_data.ipynb #e56489e7
+def _is_hidden(path):
+    "Whether a file or a folder is one that its owner does not see."
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 # %% ../nbs/00_data.ipynb #fd9f7910
 def _find_images(
@@ -345,7 +349,7 @@ def load_images(
             _warn_of_repeats(dataset, split, found[split][0], found["train"][0])
     return found[split]
 
-# %% ../nbs/00_data.ipynb #3694de4f
+# %% ../nbs/00_data.ipynb #4072f061
 def _source(dataset, root):
     "Has it a validation split, does it come class by class, and a function of the split that loads it."
     root = project_root()/_expand(root or "data")
@@ -355,7 +359,7 @@ def _source(dataset, root):
     if path is None or not os.path.exists(path):
         raise FileNotFoundError(f"dataset is {str(dataset)!r}: it is cifar10, photo_patches, or a path to an "
                                 ".npz file or a folder of images, and there is nothing at that path.")
-    if path.is_dir(): return (path/"valid").is_dir(), True, partial(_from_folder, path, _scan(path))
+    if path.is_dir(): return os.path.isdir(path/"valid"), True, partial(_from_folder, path, _scan(path))
     return False, False, partial(_from_npz, path)
 
 # %% ../nbs/00_data.ipynb #5d1cf2d2

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['notebook_parameters', 'shared_parameters', 'plan', 'is_done', 'run_notebook', 'run_all', 'show_figures']
 
-# %% ../nbs/15_experiments.ipynb #3b6ed4a0
+# %% ../nbs/15_experiments.ipynb #84d8ec71
 import ast
 import os
 from dataclasses import asdict
 from pathlib import Path
 
 from .config import RunConfig, config_from, refuse_small
-from .data import load_images, project_root
+from .data import find_path, load_images
 from .parameters import refuse_unknown
 from .runs import RunFolder
 
@@ -84,31 +84,35 @@ def plan(
                              "give one of them another run_name.")
     return configs
 
-# %% ../nbs/15_experiments.ipynb #ca87d8ea
+# %% ../nbs/15_experiments.ipynb #18142fca
 def _refuse_shapes(rows, each):
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"rows is {rows!r}: give a list of dictionaries, {{name: value}}, "
-                         "each with what distinguishes a row.")
+                         "each with what distinguishes a row; for papermill, -y 'rows: [{kernel_size: 4}]'.")
     if not isinstance(each, dict) or not all(isinstance(given, dict) for given in each.values()):
-        raise ValueError(f"each is {each!r}: give a dictionary of dictionaries, {{model: {{name: value}}}}.")
+        raise ValueError(f"each is {each!r}: give a dictionary of dictionaries, {{model: {{name: value}}}}; "
+                         "for papermill, -y 'each: {transformer: {n_layers: 3}}'.")
 
-# %% ../nbs/15_experiments.ipynb #f27ad427
+# %% ../nbs/15_experiments.ipynb #757c15e2
 def is_done(config): # a RunConfig -> bool
     "Does the run's folder hold its outcome? Raises `ValueError` if it belongs to another run."
     run = RunFolder(config)
-    if (run.path/"config.json").exists(): run.open()
-    return (run.path/"summary.json").exists()
+    run.check()
+    return os.path.exists(run.path/"summary.json")
 
-# %% ../nbs/15_experiments.ipynb #322ddf05
+# %% ../nbs/15_experiments.ipynb #07185d7d
 def run_notebook(config): # a RunConfig -> the path of the run folder
     "Execute `train.ipynb` into the folder of a run that is not done; raises what the notebook raises."
-    run = RunFolder(config)
+    run, notebook = RunFolder(config), find_path("nbs/train.ipynb")
     if is_done(config): return run.path
+    if not notebook.exists():
+        raise FileNotFoundError("nbs/train.ipynb is not here: stand in a clone of the project, "
+                                "or train with imgtx_nb.training.fit.")
     from papermill import execute_notebook
     run.open()
     given = {name: value for name, value in asdict(config).items() if value is not None}
-    execute_notebook(project_root()/"nbs"/"train.ipynb", run.path/"train.ipynb", given, progress_bar=False,
-                     log_output=True, coalesce_streams=True)
+    execute_notebook(notebook, run.path/"train.ipynb", given, progress_bar=False, log_output=True,
+                     coalesce_streams=True)
     return run.path
 
 # %% ../nbs/15_experiments.ipynb #5dc3b76d
@@ -121,11 +125,11 @@ def run_all(
         refuse_small(config, load_images(config.dataset, "train", config.data_root)[0].shape[1:])
     return [run_notebook(config) for config in configs]
 
-# %% ../nbs/15_experiments.ipynb #01946f9c
+# %% ../nbs/15_experiments.ipynb #50c69dcf
 def show_figures(
     folder,          # of the figures
     pattern="*.png", # which of them
 ):                   # markdown
     "The figures of a folder as links, for `IPython.display.Markdown`."
-    path = lambda f: os.path.relpath(f) if Path.cwd().name == "nbs" else f.name
+    path = lambda f: Path(os.path.relpath(f)).as_posix() if Path.cwd().name == "nbs" else f.name
     return "\n\n".join(f"![{f.stem}]({path(f)})" for f in sorted(Path(folder).glob(pattern)))

@@ -54,13 +54,14 @@ def _parts(
     log_weights = (params[..., :K] / temperature).log_softmax(-1)
     return log_weights, means, log_scales.clamp(-7, 60) + math.log(temperature), coefficients.tanh()
 
-# %% ../nbs/02_logistic_mixture.ipynb #1747d3e6
+# %% ../nbs/02_logistic_mixture.ipynb #a12c63dc
 class _PixelDistribution(Distribution):
     "What both likelihoods share: events are pixels of three bytes, parameters are float32 or better."
     arg_constraints, support = {}, constraints.independent(constraints.integer_interval(0, 255), 1)
 
     def __init__(self, params, temperature): # [..., numbers a pixel]; sharper below 1, flatter above
-        self.params, self.temperature = params.to(torch.promote_types(params.dtype, torch.float32)), temperature
+        self.params = params.to(torch.promote_types(params.dtype, torch.float32))
+        self.temperature = temperature
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 
     def tempered(self, temperature): # sharper below 1, flatter above

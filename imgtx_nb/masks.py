@@ -39,8 +39,9 @@ class Scheme:
         position = torch.arange(height * width)
         return self.allows(position[queries, None], position, width)
 
-# %% ../nbs/04_masks.ipynb #30cba326
+# %% ../nbs/04_masks.ipynb #657303f5
 @lru_cache
+@torch.inference_mode(False)
 def first_keys(
     scheme,        # a Scheme
     height, width, # size of the picture in pixels

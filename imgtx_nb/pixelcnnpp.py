@@ -59,10 +59,10 @@ def _normed(conv, init_scale=1.0, dim=0): # a convolution, and its dimension of 
     conv.init_scale = init_scale
     return conv
 
-# %% ../nbs/07_pixelcnnpp.ipynb #feda2d15
+# %% ../nbs/07_pixelcnnpp.ipynb #ff878ae5
 def _standardize(conv, inputs, output): # a forward hook: [B, C, H, W] -> the output after rescaling
     "Rescale a convolution so that this output has mean 0 and standard deviation `init_scale`."
-    scale = conv.init_scale / (output.std((0, 2, 3)) + 1e-10)
+    scale = conv.init_scale / (output.var((0, 2, 3), correction=0) + 1e-10).sqrt()
     shift = -output.mean((0, 2, 3)) * scale
     gain = conv.parametrizations.weight.original0
     gain.mul_(scale.view_as(gain))

@@ -8,7 +8,7 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
            'context_markdown', 'draw_samples', 'draw_curves', 'draw_budget', 'ablation_table', 'ablation_markdown',
            'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
 
-# %% ../nbs/14_results.ipynb #76f06a25
+# %% ../nbs/14_results.ipynb #6c1f8265
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -23,14 +23,15 @@ from PIL import Image
 from .autoregressive import evaluating, pixel_nats
 from .config import RunConfig, build_scheme, differing, distinction, in_words
 from .config import model_title, row_label, scheme_settings
-from .data import find_path, image_grid, load_images
+from .data import digest, find_path, image_grid, load_images
 from .masks import draw_schemes
 from .parameters import stated
-from .runs import load_run, read_config, read_json, write_json, write_whole
+from .runs import (has_weights, load_run, read_config, read_json, read_metrics, refuse_other_data,
+                           write_json, write_whole)
 from .sampling import complete, sample
 from .training import evaluate
 
-# %% ../nbs/14_results.ipynb #0b4686cc
+# %% ../nbs/14_results.ipynb #4ebca22c
 TEMPERATURES = (.8, .9, 1.)
 
 def draw_run(
@@ -39,7 +40,7 @@ def draw_run(
     seed=None,  # the run's own seed by default
 ):
     "Write `samples.png` and `completions.png` of a run, unless they are there."
-    folder = find_path(folder) or Path(folder)
+    folder = find_path(folder)
     if (folder/"samples.png").exists() and (folder/"completions.png").exists(): return
     model, config, test = load_run_and_test(folder)
     seed = config.seed if seed is None else seed
@@ -50,11 +51,13 @@ def draw_run(
     completions = [complete(model, truth, rows, temperature, seed) for temperature in TEMPERATURES]
     _save_sheet(folder/"completions.png", [given, *completions, truth])
 
-# %% ../nbs/14_results.ipynb #d49740e6
+# %% ../nbs/14_results.ipynb #2c998902
 def load_run_and_test(folder): # -> the model, where it is fastest, its RunConfig, and its test images
-    "A trained model and the images that it was not trained on."
-    model, config = load_run(folder)
+    "A trained model and the images that it was not trained on; raises `ValueError` if they have changed."
+    (model, config), path = load_run(folder), find_path(folder)
     test = load_images(config.dataset, "test", config.data_root)[0]
+    known = (read_json(path/"summary.json") if (path/"summary.json").exists() else {}).get("dataset", {})
+    refuse_other_data(path, known.get("digest"), {"test": digest(test)})
     return model.cuda() if torch.cuda.is_available() else model, config, test
 
 # %% ../nbs/14_results.ipynb #87672a7b
@@ -62,32 +65,42 @@ def _save_sheet(path, rows): # a list of uint8 [N, 3, H, W]
     sheet = torch.cat([images.permute(2, 0, 3, 1).flatten(1, 2) for images in rows])
     write_whole(path, lambda part: Image.fromarray(sheet.numpy()).save(part, format="png"))
 
-# %% ../nbs/14_results.ipynb #6e766f86
+# %% ../nbs/14_results.ipynb #9db94e05
 def _read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row of the sheet each
-    sheet = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    try: sheet = torch.from_numpy(np.array(Image.open(path).convert("RGB")))
+    except OSError as e:
+        raise ValueError(f"{path} cannot be read ({e}): remove it, and draw_run draws it again.") from None
     rows = sheet.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     return [*rows.permute(0, 2, 4, 1, 3)]
 
-# %% ../nbs/14_results.ipynb #7fbe6c91
+# %% ../nbs/14_results.ipynb #91670e03
 def table_row(
     folder, # the folder of a run that is done
 ):          # a dictionary
     "What a table says of a run; raises `FileNotFoundError` if it is not done."
-    path = find_path(folder) or Path(folder)
+    path = find_path(folder)
     if not (path/"summary.json").exists():
         raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
-    config, summary = read_config(path), read_json(path/"summary.json")
+    config, summary = read_config(path), _outcome(path)
     row = {"label": row_label(config), "model": model_title(config), "settings": in_words(_settings(config)),
            "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
            "published": _published(config), "batch_size": config.batch_size,
-           "minutes": _minutes(summary, config.batch_size),
-           "fall_per_1000_steps": _last_fall(pd.read_csv(path/"metrics.csv")), "run": path.name,
-           "dataset": _dataset_in_words(summary["dataset"])}
-    return row | {name: summary[name] for name in _FROM_SUMMARY}
+           "size_mb": _megabytes(summary["n_parameters"]), "minutes": _minutes(summary, config.batch_size),
+           "fall_per_1000_steps": _last_fall(read_metrics(path)), "run": path.name,
+           "dataset": _dataset_in_words(config.dataset, summary["dataset"])}
+    return row | {name: summary[name] for name in _NUMBERS} | {name: summary[name] or "-" for name in _WORDS}
 
-# %% ../nbs/14_results.ipynb #040c19c2
-_FROM_SUMMARY = ("n_parameters", "size_mb", "images_per_second", "steps", "valid_bits_per_dim", "scale",
-                 "hardware", "commit")
+# %% ../nbs/14_results.ipynb #bbc03e02
+def _outcome(path): # of a run -> its summary, in which what is missing is None
+    summary = read_json(path/"summary.json")
+    if not isinstance(summary.get("test_bits_per_dim"), (int, float)):
+        raise ValueError(f"{path/'summary.json'} has no test_bits_per_dim: bring the file back, "
+                         "or remove the folder and train the run again.")
+    return dict.fromkeys((*_NUMBERS, *_WORDS, "dataset")) | summary
+
+# %% ../nbs/14_results.ipynb #f3a631b7
+_NUMBERS = ("n_parameters", "images_per_second", "steps", "valid_bits_per_dim")
+_WORDS = ("scale", "hardware", "commit")
 _TOLD_ELSEWHERE = ("attention", "max_steps", "eval_every", "batch_size", "likelihood") # in other columns
 
 # %% ../nbs/14_results.ipynb #bb6936b8
@@ -95,22 +108,25 @@ def _settings(config): # a RunConfig -> {name: value}
     settings = scheme_settings(config) | distinction(config)
     return {name: value for name, value in settings.items() if name not in _TOLD_ELSEWHERE}
 
-# %% ../nbs/14_results.ipynb #5cb102f7
+# %% ../nbs/14_results.ipynb #6a6b857b
 def _minutes(summary, batch_size): # a run's summary -> minutes of training, or None
-    speed = summary["images_per_second"]
-    return summary["steps"] * batch_size / speed / 60 if speed else None
+    speed, steps = summary["images_per_second"], summary["steps"]
+    return steps * batch_size / speed / 60 if speed and steps else None
 
-# %% ../nbs/14_results.ipynb #51fa525a
-def _dataset_in_words(dataset): # the dataset of a run's summary -> text
-    counts = f"{dataset['train_images']:,} training, {dataset['test_images']:,} test images"
-    return f"{Path(dataset['name']).stem} ({counts})"
+def _megabytes(n_parameters): # at four bytes each, in millions of bytes
+    return n_parameters and round(n_parameters * 4 / 1e6, 2)
 
-# %% ../nbs/14_results.ipynb #e38b3488
+# %% ../nbs/14_results.ipynb #83acc969
+def _dataset_in_words(name, counts): # of the config, of the summary -> text
+    count = lambda split: number((counts or {}).get(f"{split}_images"))
+    return f"{Path(name).stem} ({count('train')} training, {count('test')} test images)"
+
+# %% ../nbs/14_results.ipynb #950d69c8
 def _last_fall(metrics): # a run's metrics -> bits/dim per 1,000 steps, or None
     valid = metrics[["step", "valid_bits_per_dim"]].dropna().values
     if len(valid) < 2: return None
     (step_before, before), (step, bits) = valid[-2:]
-    return 1000 * (before - bits) / (step - step_before)
+    return 1000 * (before - bits) / (step - step_before) if step > step_before else None
 
 # %% ../nbs/14_results.ipynb #52fb2309
 PUBLISHED = {"PixelCNN++": 3.09, "1D local Transformer, block_length = 256": 3.16,
@@ -128,11 +144,11 @@ def table1(
     "A row for each run."
     return pd.DataFrame([table_row(f) for f in folders])
 
-# %% ../nbs/14_results.ipynb #ac71463b
+# %% ../nbs/14_results.ipynb #10153a4b
 def write_table(path, table, markdown): # a path without suffix, a DataFrame, and what makes markdown of it
     "Write a table for programs, .csv, and for people, .md."
     table.to_csv(f"{path}.csv", index=False)
-    Path(f"{path}.md").write_text(markdown(table) + "\n")
+    Path(f"{path}.md").write_text(markdown(table) + "\n", encoding="utf-8")
 
 # %% ../nbs/14_results.ipynb #6cb72533
 def where_from(
@@ -159,8 +175,8 @@ def number(
     "A number for people, and a dash where there is none."
     return "-" if pd.isna(value) else f"{value:,.{digits}f}"
 
-# %% ../nbs/14_results.ipynb #ab9616ea
-COLUMNS = {"parameters": ("n_parameters", 0), "MiB": ("size_mb", 1), "bits/dim": ("bits_per_dim", 3),
+# %% ../nbs/14_results.ipynb #53762d9c
+COLUMNS = {"parameters": ("n_parameters", 0), "MB": ("size_mb", 1), "bits/dim": ("bits_per_dim", 3),
            "published": ("published", 2), "images seen": ("images", 0),
            "last fall": ("fall_per_1000_steps", 3), "images/s": ("images_per_second", 1),
            "minutes": ("minutes", 0)} # {title: (column, digits)}
@@ -196,14 +212,14 @@ def _without(row, shared): # a row of table1 -> its words without what all rows 
     settings = [setting for setting in row["settings"].split(", ") if setting and setting not in shared]
     return ", ".join([row["model"], *settings])
 
-# %% ../nbs/14_results.ipynb #0fcfd6d3
+# %% ../nbs/14_results.ipynb #330e1037
 def context_use(
     folder,  # the folder of a run that is done
     n=200,   # test images to score
 ):           # a dictionary of bits per dimension
     "Bits/dim with the own context, another image's, and shuffled rows; kept in `context_use.json`."
-    folder = find_path(folder) or Path(folder)
-    if (folder/"context_use.json").exists(): return read_json(folder/"context_use.json")
+    folder = find_path(folder)
+    if kept := _kept_context_use(folder): return kept
     model, config, test = load_run_and_test(folder)
     images = test[:n]
     order = torch.randperm(images.shape[2], generator=torch.Generator().manual_seed(config.seed))
@@ -212,6 +228,12 @@ def context_use(
             "rows_shuffled": evaluate(model, images[:, :, order])}
     write_json(folder/"context_use.json", bits)
     return bits
+
+# %% ../nbs/14_results.ipynb #fcfe9956
+def _kept_context_use(folder): # -> what was found before; None if it is missing or damaged
+    try: kept = read_json(folder/"context_use.json")
+    except (OSError, ValueError): return None
+    return kept if {"n_images", "own", "another_image", "rows_shuffled"} <= kept.keys() else None
 
 # %% ../nbs/14_results.ipynb #aca69220
 def context_table(
@@ -244,12 +266,14 @@ def _caption(fig, title, table=None):
 def _wrapped(text, width): # in lines of at most so many letters, with "name = value" on one line
     return fill(text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), width)
 
-# %% ../nbs/14_results.ipynb #27a84acc
+# %% ../nbs/14_results.ipynb #f4c2d852
 def draw_samples(
     folder, # the folder of a run with pictures
 ):          # the matplotlib figure
     "A model's samples on the left, and its completions on the right, a column for each temperature."
-    folder = find_path(folder) or Path(folder)
+    folder = find_path(folder)
+    for name in ("samples.png", "completions.png"):
+        if not (folder/name).exists(): raise FileNotFoundError(f"{folder} has no {name}: draw_run makes it.")
     _, height, width = read_json(folder/"summary.json")["image_shape"]
     samples = _read_sheet(folder/"samples.png", height, width)[0]
     columns = _read_sheet(folder/"completions.png", height, width)
@@ -262,14 +286,13 @@ def draw_samples(
     table = table1([folder])
     return _caption(fig, f"{_without(table.loc[0], ())}: {table.bits_per_dim[0]:.3f} bits/dim", table)
 
-# %% ../nbs/14_results.ipynb #76972f8c
+# %% ../nbs/14_results.ipynb #ab2e3cd6
 def draw_curves(
     folders, # the folders of the runs
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
     table = table1(folders)
-    curves = [pd.read_csv((find_path(f) or Path(f))/"metrics.csv") for f in folders]
-    shared, top = _shared(table.settings), max(metrics.valid_bits_per_dim.max() for metrics in curves)
+    curves, shared = [read_metrics(find_path(f)) for f in folders], _shared(table.settings)
     fig, ax = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     for (_, row), metrics, colour in zip(table.iterrows(), curves, sns.color_palette("deep", len(curves))):
         images = metrics.step * row.batch_size
@@ -278,18 +301,21 @@ def draw_curves(
         valid = metrics.assign(images=images)[["images", "valid_bits_per_dim"]].dropna().values.T
         ax.plot(*valid, "o-", color=colour, ms=4, label=_wrapped(_without(row, shared), 50))
     ax.set(xlabel="training images seen", ylabel="bits/dim")
-    ax.set_ylim(min(metrics.train_bits_per_dim.min() for metrics in curves) - .1, top + .5)
+    known = pd.concat(curves)
+    lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
+    if lowest < highest: ax.set_ylim(lowest - .1, highest + .5) # the start of training may lie above
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.legend(title="dots: validation; thin lines: training", fontsize=7.5, title_fontsize=8)
     return _caption(fig, "Learning curves", table)
 
-# %% ../nbs/14_results.ipynb #5d184bf7
+# %% ../nbs/14_results.ipynb #561f3fd8
 def draw_budget(
     table, # what table1 returned, of runs of several lengths
 ):         # the matplotlib figure
     "Test bits/dim over the training images seen: colour = model, dash = recipe, label = parameters."
+    table = table.dropna(subset=["steps", "n_parameters"])
     recipes = [_recipe(row) for row in table.to_dict("records")]
-    table = table.assign(images=table.steps * table.batch_size, recipe=recipes)
+    table = table.assign(images=(table.steps * table.batch_size).astype(int), recipe=recipes)
     colours = dict(zip(models := dict.fromkeys(table.model), sns.color_palette("deep", len(models))))
     dashes = dict(zip(dict.fromkeys(recipes), cycle(("-", (0, (5, 2)), (0, (1, 1.5)), "-."))))
     fig, ax = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
@@ -350,29 +376,29 @@ def _label_starts(ax, starts): # axes, and a list of (x, y, text, colour)
                         ha="right", va="center")
     ax.set_ylim(low, high)
 
-# %% ../nbs/14_results.ipynb #78f95912
+# %% ../nbs/14_results.ipynb #f1ecf202
 def ablation_table(
     folders, # the folders of the runs; the first is what the others are compared with
 ):           # a DataFrame
     "What a change of the configuration does to validation bits/dim: a row for each run."
-    configs = [read_config(find_path(f) or Path(f)) for f in folders]
+    configs = [read_config(find_path(f)) for f in folders]
     changes = [{name: getattr(config, name) for name in differing(config, configs[0])} for config in configs]
     table = table1(folders).assign(change=[in_words(change) or "none" for change in changes])
     table["difference"] = table.valid_bits_per_dim - table.valid_bits_per_dim[0]
     columns = ["n_parameters", "steps", "dataset", "scale", "hardware", "commit", "run"]
     return table[["change", "valid_bits_per_dim", "difference", "label", *columns]]
 
-# %% ../nbs/14_results.ipynb #c8e61a29
+# %% ../nbs/14_results.ipynb #7e729f5a
 def ablation_markdown(
     table, # what ablation_table returned
 ):         # markdown
     "The same for people."
-    text = lambda column, form: table[column].map(form.format)
-    shown = pd.DataFrame({"change": text("change", "`{}`"),
-                          "validation bits/dim": text("valid_bits_per_dim", "{:.3f}"),
-                          "difference": text("difference", "{:+.3f}"),
-                          "parameters": text("n_parameters", "{:,}")})
-    first = f"The first row is {table.label[0]}, trained for {table.steps[0]:,} steps."
+    text = lambda column, form: [form(value) for value in table[column]]
+    shown = pd.DataFrame({"change": text("change", "`{}`".format),
+                          "validation bits/dim": text("valid_bits_per_dim", lambda v: number(v, 3)),
+                          "difference": text("difference", lambda v: "-" if pd.isna(v) else f"{v:+.3f}"),
+                          "parameters": text("n_parameters", number)})
+    first = f"The first row is {table.label[0]}, trained for {number(table.steps[0])} steps."
     return f"{markdown_table(shown)}\n\n{first} Validation bits/dim on {where_from(table)}."
 
 # %% ../nbs/14_results.ipynb #cb3c06ff
@@ -468,13 +494,13 @@ def _draw_channels(ax, pmfs, truth): # axes, [256] for each channel, and the thr
     seen = [*torch.stack(pmfs).amax(0).gt(.002).nonzero().flatten().tolist(), *truth.tolist()]
     ax.set(xlabel="8-bit value", xlim=(max(0, min(seen) - 5), min(255, max(seen) + 5)))
 
-# %% ../nbs/14_results.ipynb #91b81e14
+# %% ../nbs/14_results.ipynb #a57e8173
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
 ):               # the table, a DataFrame
     "Write the tables as .csv and .md, and the figures as .png: schemes, samples, curves, bits of pixels."
-    table, results, folders = table1(folders), Path(results_dir), [find_path(f) or Path(f) for f in folders]
+    table, results, folders = table1(folders), Path(results_dir), [find_path(f) for f in folders]
     results.mkdir(parents=True, exist_ok=True)
     write_table(results/"table1", table, table1_markdown)
     write_table(results/"context_use", context_table(folders), context_markdown)
@@ -483,7 +509,7 @@ def write_results(
     for folder in folders: save_figure(draw_samples(folder), results/f"samples-{folder.name}.png")
     save_figure(draw_curves(folders), results/"learning_curves.png")
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
-    loadable = [folder for folder in ranked if (folder/"model.safetensors").exists()]
+    loadable = [folder for folder in ranked if has_weights(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     return table
 

@@ -206,14 +206,14 @@ def read_checkpoints(path): # the folder of a run -> yields states, the newest f
         except Exception as e: warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
         else: yield state
 
-# %% ../nbs/11_runs.ipynb #431c3381
+# %% ../nbs/11_runs.ipynb #488fac99
 def commit(
     package=Path(imgtx_nb.__file__).parent, # the folder of the package's modules
 ):                                          # text
     "The commit of the code that runs, with a mark if it has changed since; \"unknown\" outside git."
     def git(*args):
         command = ["git", "-C", package, *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     try:
         git("ls-files", "--error-unmatch", "__init__.py")
         changed = git("status", "--porcelain", "--", ".", "../nbs")

@@ -18,8 +18,9 @@ from .autoregressive import MODELS, AutoregressiveModel, evaluating
 from .masks import SCHEMES
 from .parameters import setting
 
-# %% ../nbs/06_transformer.ipynb #cbbb1727
+# %% ../nbs/06_transformer.ipynb #1a1da2b5
 @lru_cache
+@torch.inference_mode(False)
 def _positions_2d(
     height, width, # size of the picture in pixels
     d_model,       # channels, a multiple of 4
@@ -52,10 +53,18 @@ class _LearnedPositions(nn.Module):
         rows, columns = self.rows[:height, None], self.columns[:width]
         return torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], -1).flatten(0, 1)
 
+# %% ../nbs/06_transformer.ipynb #595e0f7e
+class _LayerNorm(nn.LayerNorm):
+    "A layer norm whose gradients do not depend on the number of threads."
+    def forward(self, x): # [..., d_model] -> the same
+        "Normalise, then scale and shift."
+        normalised = F.layer_norm(x, self.normalized_shape, eps=self.eps)
+        return torch.addcmul(self.bias, normalised, self.weight)
+
 # %% ../nbs/06_transformer.ipynb #47f58b61
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
-# %% ../nbs/06_transformer.ipynb #e57e5382
+# %% ../nbs/06_transformer.ipynb #deb6f774
 class _TransformerLayer(nn.Module):
     "Eq. 6: attention and a position-wise network, each with dropout, a residual connection and a layer norm."
     def __init__(self,
@@ -68,11 +77,11 @@ class _TransformerLayer(nn.Module):
     ):
         super().__init__()
         self.pre, self.dropout = norm == "pre", nn.Dropout(dropout)
-        self.attention, self.attention_norm = SelfAttention(d_model, n_heads, scheme), nn.LayerNorm(d_model)
+        self.attention, self.attention_norm = SelfAttention(d_model, n_heads, scheme), _LayerNorm(d_model)
         widen, narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
         self.network = nn.Sequential(widen, ACTIVATIONS[activation](), narrow)
-        self.network_norm = nn.LayerNorm(d_model)
-        for linear in (self.attention.out, narrow): nn.init.zeros_(linear.weight)
+        self.network_norm = _LayerNorm(d_model)
+        for p in (self.attention.out.weight, *narrow.parameters()): nn.init.zeros_(p)
 
     def forward(self,
         x,      # [..., d_model]
@@ -145,7 +154,7 @@ class _TransformerInput(TransformerParameters):
         embedded = self.embed(pixels.flatten(2).transpose(1, 2))
         return self.dropout(F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:]))
 
-# %% ../nbs/06_transformer.ipynb #02981f22
+# %% ../nbs/06_transformer.ipynb #5c23d300
 class ImageTransformer(_TransformerInput):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
@@ -157,7 +166,7 @@ class ImageTransformer(_TransformerInput):
         s, scheme = self.settings, scheme or SCHEMES[self.settings.attention]()
         sizes = s.d_model, s.n_heads, s.d_ff, s.dropout, s.norm, s.activation
         self.layers = nn.ModuleList(_TransformerLayer(scheme, *sizes) for _ in range(s.n_layers))
-        self.last_norm = nn.LayerNorm(s.d_model) if s.norm == "pre" else nn.Identity()
+        self.last_norm = _LayerNorm(s.d_model) if s.norm == "pre" else nn.Identity()
         self.head = nn.Linear(s.d_model, self.n_params, bias=False)
 
     def network(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
