@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['cache_plan', 'CachedAttention', 'TransformerDecoder', 'PixelCNNppDecoder']
 
-# %% ../nbs/08_cached.ipynb #4eba9cb8
+# %% ../nbs/08_cached.ipynb #2d4bfb1f
 import math
 import warnings
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -44,8 +44,9 @@ def _plan(scheme, height, width, n_slots, slot): # a Scheme, pixels, a layout ->
     mask = torch.zeros(shown.shape).masked_fill(shown == 0, -torch.inf)[:, None]
     return _Plan(n_slots, slot, [slice(*run) for run in zip(first.tolist(), last.tolist())], mask)
 
-# %% ../nbs/08_cached.ipynb #5cb6bab2
+# %% ../nbs/08_cached.ipynb #0783aa71
 @lru_cache
+@torch.inference_mode(False)
 def cache_plan(
     scheme,        # a Scheme
     height, width, # size of the picture in pixels
@@ -83,7 +84,7 @@ class CachedAttention:
         out = F.scaled_dot_product_attention(qkv[:, 0], k, v, attn_mask=self.mask[t][..., run])
         return self.layer.out(out.flatten(1))
 
-# %% ../nbs/08_cached.ipynb #0eaae709
+# %% ../nbs/08_cached.ipynb #1b728fe8
 class _CachedTransformer:
     "An `ImageTransformer` for one position at a time, or for the first positions together."
     def __init__(self, model, batch_size): # an ImageTransformer, images that grow together
@@ -95,7 +96,7 @@ class _CachedTransformer:
     def keep(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
         "Keep the keys of the first n + 1 positions."
         width, n = self.model.image_shape[2], pixels.shape[1] + 1
-        rows = math.ceil(n / width)
+        rows = self.model.image_shape[1] if _on_cuda(self.positions) else math.ceil(n / width)
         x = F.pad(self._embed(pixels), (0, 0, 1, rows * width - n)) + self.positions[:rows * width]
         for layer, cached in zip(self.model.layers, self.attentions):
             x = layer(x, lambda x: cached.fill(x, rows, width, n))
@@ -109,42 +110,65 @@ class _CachedTransformer:
         return self.model.head(self.model.last_norm(x))
 
     def _embed(self, pixels): # integers [..., 3] in 0..255 -> [..., d_model]
-        return self.model.embed(pixels.to(self.positions) / 127.5 - 1)
+        return self.model.embed(_scaled_like(self.positions, pixels))
 
-# %% ../nbs/08_cached.ipynb #9d4c3590
-def _graph(call, t, pixels): # a function and the tensors that it takes -> its CUDA graph and its output
-    "Run a function three times to warm up, then record it."
-    aside, graph = torch.cuda.Stream(t.device), torch.cuda.CUDAGraph()
-    aside.wait_stream(torch.cuda.current_stream(t.device))
-    with torch.cuda.stream(aside):
-        for _ in range(3): call(t, pixels)
-    torch.cuda.current_stream(t.device).wait_stream(aside)
-    with torch.cuda.graph(graph): out = call(t, pixels)
-    return graph, out
+# %% ../nbs/08_cached.ipynb #0d6ca621
+def _on_cuda(x): return x.is_cuda
 
-# %% ../nbs/08_cached.ipynb #f4c054ae
-@torch.no_grad()
-def _recorded(
-    call,       # a function of a position, as a tensor [1], and of pixels [B, 3]
-    batch_size, # B
-    device,     # a CUDA device
-):              # a function of a position, as an int, and of pixels
-    "The same function as a CUDA graph; where it cannot be recorded, the function itself, with a warning."
-    t = torch.zeros(1, dtype=torch.long, device=device)
-    pixels = torch.zeros(batch_size, 3, dtype=torch.long, device=device)
-    try: graph, out = _graph(call, t, pixels)
+# %% ../nbs/08_cached.ipynb #a5fe3a22
+def _scaled_like(features, pixels): # floats, integers in 0..255 -> the integers on the [-1, 1] axis
+    wide = torch.promote_types(features.dtype, torch.float32)
+    return (pixels.to(features.device, wide) / 127.5 - 1).to(features.dtype)
+
+# %% ../nbs/08_cached.ipynb #5a7696c5
+def _warm_up(step, stream): # a function, a CUDA stream -> what the function returns
+    "Run a step on the stream on which it will be recorded."
+    now = torch.cuda.current_stream()
+    stream.wait_stream(now)
+    with torch.cuda.stream(stream): out = step()
+    now.wait_stream(stream)
+    return out.clone()
+
+# %% ../nbs/08_cached.ipynb #ea9db6b2
+def _record(step, stream, pool): # a function; the graphs' stream and memory -> its CUDA graph and its output
+    "Record a step; where that is impossible, None and a warning."
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.stream(stream), torch.cuda.graph(graph, pool, stream): out = step()
     except RuntimeError as e:
-        why = " ".join(str(e).split())[:200]
+        why = " ".join(str(e.__context__ or e).split())[:200]
         warnings.warn(f"A step of sampling could not be recorded as a CUDA graph ({why}): "
                       "sampling goes on without, several times slower.")
-        return call
-    def replay(new_t, new_pixels):
-        t.fill_(new_t); pixels.copy_(new_pixels)
-        graph.replay()
-        return out.clone()
-    return replay
+        return None
+    return graph, out
 
-# %% ../nbs/08_cached.ipynb #de3a36d0
+# %% ../nbs/08_cached.ipynb #cf5355b6
+class _Graphs:
+    "The steps of a decoder on CUDA: of each kind, the first as it is, and the others by a graph."
+    def __init__(self, weight, batch_size): # a tensor of the model, images that grow together
+        self.device, self.warm, self.graphs, self.works = weight.device, set(), {}, True
+        self.position = weight.new_zeros(1, dtype=torch.long)
+        self.pixels = weight.new_zeros(batch_size, 3, dtype=torch.long)
+        with torch.cuda.device(self.device):
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def run(self, kind, step, position, pixels): # any key, a function of the other two, an int, [B, 3]
+        "What the step returns."
+        if not self.works: return step(position, pixels)
+        with torch.cuda.device(self.device):
+            self.position.fill_(position); self.pixels.copy_(pixels)
+            fixed = partial(step, self.position, self.pixels)
+            if kind not in self.warm:
+                self.warm.add(kind)
+                return _warm_up(fixed, self.stream)
+            if kind not in self.graphs: self.graphs[kind] = _record(fixed, self.stream, self.pool)
+            if self.graphs[kind]:
+                self.graphs[kind][0].replay()
+                return self.graphs[kind][1].clone()
+            self.works = False
+        return step(position, pixels)
+
+# %% ../nbs/08_cached.ipynb #bd3fcb17
 class TransformerDecoder(_CachedTransformer):
     "Grows images pixel by pixel; a step computes one position, over the keys that the scheme can see."
     def __init__(self,
@@ -152,9 +176,8 @@ class TransformerDecoder(_CachedTransformer):
         batch_size, # images that grow together
     ):
         super().__init__(model, batch_size)
-        self.t, device = 0, self.positions.device
-        on_cuda = device.type == "cuda"
-        self.next_params = _recorded(self.params_at, batch_size, device) if on_cuda else self.params_at
+        self.t = 0
+        self.graphs = _Graphs(self.positions, batch_size) if _on_cuda(self.positions) else None
 
     @torch.no_grad()
     def fill(self,
@@ -169,10 +192,21 @@ class TransformerDecoder(_CachedTransformer):
         pixel=None, # the pixel just fixed, integers [B, 3] in 0..255; None at the start
     ):              # [B, n_params]
         "Parameters of the next pixel."
-        self.t += 1
-        return self.params_at(0) if pixel is None else self.next_params(self.t - 1, pixel)
+        t, self.t = self.t, self.t + 1
+        if pixel is None or not self.graphs: return self.params_at(t, pixel)
+        return self.graphs.run("any", self.params_at, t, pixel)
 
-# %% ../nbs/08_cached.ipynb #d1e1dc46
+# %% ../nbs/08_cached.ipynb #7479a3bb
+def _at(features, column): # [..., W, C], an int or a tensor [1] -> [..., C]
+    if isinstance(column, int): return features[..., column, :]
+    return features.index_select(-2, column).squeeze(-2)
+
+# %% ../nbs/08_cached.ipynb #84dcaa52
+def _put(features, column, x): # [..., W, C], an int or a tensor [1], what comes there [..., C]
+    if isinstance(column, int): features[..., column, :] = x
+    else: features.index_copy_(-2, column, x.unsqueeze(-2))
+
+# %% ../nbs/08_cached.ipynb #91d333d8
 class _KeptRows:
     "The rows of a convolution's input that its kernel still sees, channels last."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
@@ -180,20 +214,20 @@ class _KeptRows:
         shape = batch_size, self.n_rows, self.left + width + right, layer.conv.in_channels
         self.kept = layer.conv.weight.new_zeros(shape)
 
+    def begin(self):
+        "Begin a new row: the current one becomes the previous one."
+        if self.n_rows > 1: self.kept[:, 0] = self.kept[:, 1]
+
     def keep_row(self, x): # [B, W, C]
         "Begin a new row with all of its features."
-        self._begin()
+        self.begin()
         self.kept[:, -1, self.left:self.left + x.shape[1]] = x
 
     def keep_position(self, x, column): # [B, C], where in the row
-        "Add features to the current row; column 0 begins it."
-        if column == 0: self._begin()
-        self.kept[:, -1, self.left + column] = x
+        "Add features to the current row."
+        _put(self.kept[:, -1], self.left + column, x)
 
-    def _begin(self):
-        if self.n_rows > 1: self.kept[:, 0] = self.kept[:, 1].clone()
-
-# %% ../nbs/08_cached.ipynb #55c0a01b
+# %% ../nbs/08_cached.ipynb #1125dde1
 class _CachedConv2d(_KeptRows):
     "A `CausalConv2d` for one row or one position at a time."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
@@ -201,6 +235,7 @@ class _CachedConv2d(_KeptRows):
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias.detach()
         self.stride, self.n_columns = layer.conv.stride[0], layer.conv.kernel_size[1]
         self.matrix = self.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        self.taps = torch.arange(self.n_columns, device=self.weight.device)
 
     def row_step(self, x): # [B, W, C], the next row of the input -> [B, W / stride, C']
         "The convolution over the new row."
@@ -211,8 +246,9 @@ class _CachedConv2d(_KeptRows):
     def position_step(self, x, column): # [B, C], the next position of the input -> [B, C']
         "The convolution at the new position."
         self.keep_position(x, column)
-        patch = self.kept[:, :, column:column + self.n_columns].flatten(1)
-        return torch.addmm(self.bias, patch, self.matrix)
+        if isinstance(column, int): patch = self.kept[:, :, column:column + self.n_columns]
+        else: patch = self.kept.index_select(2, column + self.taps)
+        return torch.addmm(self.bias, patch.flatten(1), self.matrix)
 
 # %% ../nbs/08_cached.ipynb #9ce14971
 class _CachedConvTranspose2d:
@@ -281,52 +317,58 @@ class _CachedStream:
         self.finer = _CachedConvTranspose2d(mine(model.finer[1 - level]))
         self.coarse = self.coarser.weight.new_zeros(batch_size, width // 2, self.coarser.weight.shape[0])
 
-# %% ../nbs/08_cached.ipynb #1331a5e9
+# %% ../nbs/08_cached.ipynb #8a360eb8
 class _CachedDownStream(_CachedStream):
     "The down stream, which walks along rows."
     name = "down"
 
+    def __init__(self, model, batch_size, width, level=0): # as for `_CachedStream`
+        super().__init__(model, batch_size, width, level)
+        n_blocks, bias = len(self.way_down) + len(self.way_up), self.way_down[0].first.bias
+        self.rows = bias.new_zeros(n_blocks, batch_size, width, len(bias))
+
     def row_step(self, x, row): # [B, W, C], a new row; its number at this resolution -> [B, W, C]
         "Down, across and up again for a new row."
-        stack, self.rows = [x], []
-        for block in self.way_down: stack.append(self._note(block.row_step(stack[-1])))
+        stack, rows = [x], iter(self.rows)
+        for block in self.way_down: stack.append(block.row_step(stack[-1])); next(rows).copy_(stack[-1])
         x = self._across(stack[-1], row) if self.below else stack.pop()
-        for block in self.way_up: x = self._note(block.row_step(x, stack.pop()))
-        return x
-
-    def _note(self, x):
-        self.rows.append(x)
+        for block in self.way_up: x = block.row_step(x, stack.pop()); next(rows).copy_(x)
         return x
 
     def _across(self, x, row):
         "Through the coarser resolutions, which have a new row where `row` is even."
         if row % 2: self.coarser.keep_row(x)
-        else: self.coarse = self.below.row_step(self.coarser.row_step(x), row // 2)
+        else: self.coarse.copy_(self.below.row_step(self.coarser.row_step(x), row // 2))
         return self.finer.row_step(self.coarse, row)
 
-# %% ../nbs/08_cached.ipynb #24d266ae
+# %% ../nbs/08_cached.ipynb #ee54b918
 class _CachedRightStream(_CachedStream):
     "The right stream, which walks along positions, beside the down stream's newest row."
     name = "right"
 
-    def position_step(self, x, row, column, down): # [B, C], where it is, a _CachedDownStream -> [B, C]
+    def begin(self, row):
+        "Begin a new row, at the coarser resolutions too where `row` is even."
+        for block in (*self.way_down, *self.way_up): block.first.begin(); block.second.begin()
+        if self.below: self.coarser.begin()
+        if self.below and not row % 2: self.below.begin(row // 2)
+
+    def position_step(self, x, row, column, at, down): # [B, C], where it is, a _CachedDownStream -> [B, C]
         "Down, across and up again for a new position."
-        stack, beside = [x], iter([features[:, column] for features in down.rows])
-        for block in self.way_down: stack.append(block.position_step(stack[-1], column, next(beside)))
-        x = self._across(stack[-1], row, column, down) if self.below else stack.pop()
-        for block in self.way_up:
-            x = block.position_step(x, column, torch.cat([next(beside), stack.pop()], -1))
+        stack, beside = [x], iter(_at(down.rows, at))
+        for block in self.way_down: stack.append(block.position_step(stack[-1], at, next(beside)))
+        x = self._across(stack[-1], row, column, at, down) if self.below else stack.pop()
+        for block in self.way_up: x = block.position_step(x, at, torch.cat([next(beside), stack.pop()], -1))
         return x
 
-    def _across(self, x, row, column, down):
+    def _across(self, x, row, column, at, down):
         "Through the coarser resolutions, which have a new position where `row` and `column` are even."
-        if row % 2 or column % 2: self.coarser.keep_position(x, column)
+        if row % 2 or column % 2: self.coarser.keep_position(x, at)
         else:
-            entered = self.coarser.position_step(x, column)
-            self.coarse[:, column // 2] = self.below.position_step(entered, row // 2, column // 2, down.below)
-        return self.finer.position_step(self.coarse[:, column // 2], row, column)
+            where, entered = (row // 2, column // 2, at // 2), self.coarser.position_step(x, at)
+            _put(self.coarse, at // 2, self.below.position_step(entered, *where, down.below))
+        return self.finer.position_step(_at(self.coarse, at // 2), row, column)
 
-# %% ../nbs/08_cached.ipynb #06ae9a1f
+# %% ../nbs/08_cached.ipynb #311413ea
 class _CachedEntrance:
     "What the pixels send into the two streams: a row from above, and a position from the left."
     def __init__(self, model, batch_size, width): # a PixelCNNpp, images that grow together, a multiple of 4
@@ -336,38 +378,64 @@ class _CachedEntrance:
 
     def row_step(self, row): # -> [B, W, C] for the down stream, and the same for the right one
         "What row `row - 1` sends to a new row."
+        self.left.begin()
         if row == 0: return (self.pixels.new_zeros(*self.pixels.shape[:2], len(self.down.bias)),) * 2
         return self.down.row_step(self.pixels), self.above.row_step(self.pixels)
 
-    def position_step(self, pixel, column): # integers [B, 3] in 0..255, where it stands -> [B, C]
-        "What a new pixel and the one above it send to the position right of them."
-        self.pixels[:, column] = F.pad(pixel.to(self.pixels) / 127.5 - 1, (0, 1), value=1.)
-        return self.left.position_step(self.pixels[:, column], column)
+    def keep(self, pixel, column): # integers [B, 3] in 0..255, where it stands -> what it is there, [B, 4]
+        "Put a pixel into the newest row."
+        pixel = F.pad(_scaled_like(self.pixels, pixel), (0, 1), value=1.)
+        _put(self.pixels, column, pixel)
+        return pixel
 
-# %% ../nbs/08_cached.ipynb #6e3cfe0b
-class PixelCNNppDecoder:
+    def position_step(self, pixel, column): # as in `keep` -> [B, C]
+        "What a new pixel and the one above it send to the position right of them."
+        return self.left.position_step(self.keep(pixel, column), column)
+
+# %% ../nbs/08_cached.ipynb #b9b7e22b
+class _CachedPixelCNNpp:
+    "A `PixelCNNpp` for one position at a time."
+    def __init__(self, model, batch_size): # a PixelCNNpp, images that grow together
+        size = batch_size, model.image_shape[2] + -model.image_shape[2] % 4
+        self.last = model.image_shape[2] - 1 # column
+        self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
+        self.down, self.right = _CachedDownStream(model, *size), _CachedRightStream(model, *size)
+        self.above = torch.zeros_like(self.down.rows[0]) # what the row above sends to the right stream
+
+    def params_at(self, row, column, at, pixel=None): # where; the pixel before it, [B, 3] -> [B, n_params]
+        "Parameters at a position; `at` is its column again, an int or a tensor [1]."
+        if column: start = _at(self.above, at) + self.entrance.position_step(pixel, at - 1)
+        else: start = self._open(row, pixel)
+        features = self.right.position_step(start, row, column, at, self.down)
+        return self.head.position_step(F.elu(features), at)
+
+    def _open(self, row, pixel):
+        "Begin a row in all streams, after the last pixel of the row above."
+        if row: self.entrance.keep(pixel, self.last)
+        first, above = self.entrance.row_step(row)
+        self.above.copy_(above)
+        self.down.row_step(first, row)
+        self.right.begin(row)
+        return self.above[:, 0]
+
+# %% ../nbs/08_cached.ipynb #3ffe7d5c
+class PixelCNNppDecoder(_CachedPixelCNNpp):
     "Grows images pixel by pixel and computes only what the newest pixel makes known."
     def __init__(self,
         model,      # a PixelCNNpp; its weights are copied, with their norms folded in
         batch_size, # images that grow together
     ):
+        super().__init__(model, batch_size)
         self.t, self.width = 0, model.image_shape[2]
-        size = batch_size, self.width + -self.width % 4
-        self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
-        self.down, self.right = _CachedDownStream(model, *size), _CachedRightStream(model, *size)
+        self.graphs = _Graphs(self.above, batch_size) if _on_cuda(self.above) else None
 
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, n_params]
         "Parameters of the next pixel."
-        row, column = divmod(self.t, self.width)
-        if pixel is not None: left = self.entrance.position_step(pixel, (self.t - 1) % self.width)
-        if column == 0:
-            first, self.above = self.entrance.row_step(row)
-            self.down.row_step(first, row)
-        start = self.above[:, column] + left if column else self.above[:, 0]
-        self.t += 1
-        features = self.right.position_step(start, row, column, self.down)
-        return self.head.position_step(F.elu(features), column)
+        (row, column), self.t = divmod(self.t, self.width), self.t + 1
+        if pixel is None or not self.graphs: return self.params_at(row, column, column, pixel)
+        kind = row % 4, column % 4, column == 0
+        return self.graphs.run(kind, partial(self.params_at, row, column), column, pixel)
 
     def fill(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
         "Take many known pixels, one after the other; the next `step` takes the pixel after them."

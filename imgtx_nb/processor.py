@@ -40,15 +40,15 @@ def _rate(n, seconds=.01): # threads -> matrix products a second
     while (spent := time.perf_counter() - start) < seconds or not done: torch.mm(a, b); done += 1
     return done / spent
 
-# %% ../nbs/09_processor.ipynb #e448b65e
+# %% ../nbs/09_processor.ipynb #3b87cb57
 def quickest(
     most,       # threads that may be used
     rate=_rate, # a function of a number of threads: its speed now
 ):              # a number of threads
     "How many threads are fast at the moment."
     numbers = sorted({1, max(1, most // 2), max(1, most - 1), most})
-    rates = np.min([[rate(n) for n in numbers] for _ in range(3)], axis=0)
-    return numbers[rates.argmax()] if rates.max() > 1.2 * rates[0] else 1
+    rates = [min(tries) for tries in zip(*([rate(n) for n in numbers] for _ in range(3)))]
+    return numbers[rates.index(max(rates))] if max(rates) > 1.2 * rates[0] else 1
 
 # %% ../nbs/09_processor.ipynb #437ce869
 class _Threads:
@@ -73,12 +73,12 @@ class _Threads:
         torch.set_num_threads(_Threads.found)
         _Threads.measured, self.fastest, self.slow = time.monotonic(), math.inf, 0
 
-# %% ../nbs/09_processor.ipynb #3dbef72e
+# %% ../nbs/09_processor.ipynb #bbd9f02e
 @contextmanager
 def quick_threads(
     device, # a torch.device; where it is no CPU, nothing happens
 ):
-    "As many threads as are fast; yields what to call before each piece of work. At the end, as many as before."
+    "As many threads as are fast, and afterwards as many as before; yields what to call before each piece."
     before, outermost = torch.get_num_threads(), _Threads.most is None
     if device.type != "cpu": yield lambda: None; return
     if outermost: _Threads.most = before

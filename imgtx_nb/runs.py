@@ -28,7 +28,7 @@ import imgtx_nb
 from .config import build_model, config_from, differing
 from .data import find_path, project_root
 
-# %% ../nbs/11_runs.ipynb #5bbc1375
+# %% ../nbs/11_runs.ipynb #1c4d4a79
 def write_whole(
     path,  # the file to be
     write, # a function that writes to the path that it is given
@@ -37,7 +37,7 @@ def write_whole(
     part = path.with_name(path.name + ".tmp")
     try:
         write(part)
-        with open(part, "rb+") as f: os.fsync(f.fileno()) # "+", because Windows forces only what may be written
+        with open(part, "rb+") as f: os.fsync(f.fileno()) # "+": Windows forces only what may be written
         part.replace(path)
     except (OSError, RuntimeError, SafetensorError) as e:
         if part.is_file(): part.unlink()
@@ -198,12 +198,13 @@ def checkpoints(path): # the folder of a run -> paths, newest first
     "The checkpoints that there are."
     return sorted(path.glob("checkpoint-*.pt"), reverse=True)
 
-# %% ../nbs/11_runs.ipynb #2bf3953a
+# %% ../nbs/11_runs.ipynb #1f9cba07
 def read_checkpoints(path): # the folder of a run -> yields states, the newest first
     "The checkpoints that can be read; one that cannot is named in a warning and passed over."
     for kept in checkpoints(path):
         try: state = torch.load(kept, map_location="cpu", weights_only=True)
-        except Exception as e: warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
+        except Exception as e:
+            warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
         else: yield state
 
 # %% ../nbs/11_runs.ipynb #488fac99

@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizers', 'averaged', 'evaluate', 'Trainer', 'make_accelerator', 'History',
            'Keeper', 'train', 'interrupts', 'fit', 'from_main']
 
-# %% ../nbs/12_training.ipynb #5ad6eca0
+# %% ../nbs/12_training.ipynb #cd429df7
 import math
 import os
 import signal
@@ -22,15 +22,15 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.optim.swa_utils import AveragedModel
 from tqdm.std import tqdm
 
-from .attention import has_triton
+from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats, refuse_condition
 from .config import build_model, refuse_small
 from .data import digest, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
-from .runs import (RunFolder, commit, forget_outcome, hardware, has_weights, load_run, read_checkpoints,
-                           read_json, refuse_other_data, versions, write_checkpoint, write_json,
-                           write_metrics, write_weights)
+from .runs import (RunFolder, commit, forget_outcome, hardware, has_weights, load_run,
+                           read_checkpoints, read_json, refuse_other_data, versions, write_checkpoint,
+                           write_json, write_metrics, write_weights)
 
 # %% ../nbs/12_training.ipynb #e8a2304a
 def batch_indices(
@@ -203,7 +203,7 @@ class Trainer(_Learner):
         if self.mean: self.mean.update_parameters(self.raw)
         return loss.detach()
 
-# %% ../nbs/12_training.ipynb #4aecab64
+# %% ../nbs/12_training.ipynb #69bdcd59
 def _loss(trainer, images): # a Trainer, uint8 [B, 3, H, W] -> bits per dimension, a scalar tensor
     with trainer.autocast: params = trainer.model(images)
     return bits_per_dim(nats(params, images, trainer.raw.likelihood).sum(), images.numel())
@@ -226,7 +226,9 @@ def _compiled(config, model, device):
         warnings.warn("Triton is not installed: attention runs dense and nothing is compiled, "
                       "several times slower; pip install triton.")
     wanted = on_cuda and has_triton if config.compile is None else config.compile
-    return torch.compile(model) if wanted else model
+    if not wanted: return model
+    torch.compiler.reset() # graphs of earlier runs count towards a limit, beyond which nothing is compiled
+    return torch.compile(prepare(model, *model.image_shape[1:]))
 
 # %% ../nbs/12_training.ipynb #bd7a26f3
 def make_accelerator(config): # a RunConfig -> an accelerate.Accelerator
@@ -320,7 +322,7 @@ class Keeper:
         self.keep(write_checkpoint, history.step, state)
         self.saved = time.monotonic()
 
-# %% ../nbs/12_training.ipynb #a50cb739
+# %% ../nbs/12_training.ipynb #0586238c
 def train(
     trainer, # a Trainer
     history, # a History, at the step to go on from
@@ -341,9 +343,7 @@ def train(
         if log or stop:
             with history.clock(): _collect(history, trainer.raw, config)
         bits = evaluate(trainer.scored, valid) if validate else None
-        if validate and bits < history.best:
-            history.best = bits
-            keeper.keep(write_weights, trainer.scored)
+        if validate and bits < history.best: history.best = bits; keeper.keep(write_weights, trainer.scored)
         if log: _report(bar, history.line(config, bits)); keeper.keep(write_metrics, history.rows)
         if validate or stop or log and keeper.overdue: keeper.save(trainer, history)
         if stop: raise KeyboardInterrupt(f"Stopped after step {history.step} and saved: {_GO_ON}")
@@ -360,10 +360,10 @@ def _report(bar, row):
     words = f"{row['train_bits_per_dim']:.3f} bits/dim, {row['images_per_second']:.1f} images/s"
     bar.set_postfix_str(words, refresh=False)
 
-# %% ../nbs/12_training.ipynb #a994d9ad
+# %% ../nbs/12_training.ipynb #96df23e2
 @contextmanager
 def interrupts():
-    "Note a first SIGINT or SIGTERM instead of dying of it; yields a function that tells whether there was one."
+    "Note a first SIGINT or SIGTERM instead of dying of it; yields a function that tells whether one came."
     asked, parent = [], os.getppid() if "JPY_PARENT_PID" in os.environ else None
     def note(*_):
         if asked and time.monotonic() - asked[0] > 1: raise KeyboardInterrupt
@@ -414,7 +414,7 @@ def from_main(
     if outcome[1]: raise outcome[1]
     return outcome[0]
 
-# %% ../nbs/12_training.ipynb #7c2d84b4
+# %% ../nbs/12_training.ipynb #4b33177b
 def _same_images(config, images): # {split: images} -> {split: digest}
     refuse_small(config, images["train"].shape[1:])
     digests = {split: digest(x) for split, x in images.items()}
@@ -427,8 +427,10 @@ def _claim(run, held): run.open(); held.enter_context(run.lock())
 
 def _finished(run, digests):
     run.check()
-    if run.done: refuse_other_data(run.path, read_json(run.path/"summary.json")["dataset"].get("digest"), digests)
-    return run.done
+    if not run.done: return False
+    known = read_json(run.path/"summary.json").get("dataset", {})
+    refuse_other_data(run.path, known.get("digest"), digests)
+    return True
 
 def _in_any(accelerator, asked): # a function -> a function that is true in all processes if it is in one
     if accelerator.num_processes == 1: return asked
@@ -451,7 +453,7 @@ def _resume(trainer, history, keeper):
     trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
     if history.rows: keeper.keep(write_metrics, history.rows)
 
-# %% ../nbs/12_training.ipynb #5e324063
+# %% ../nbs/12_training.ipynb #5645b0be
 def _checked_state(keeper): # -> what the newest checkpoint holds, or None
     state, path = next(read_checkpoints(keeper.path), None), keeper.path
     if state and "history" not in state:
@@ -468,8 +470,8 @@ def _with_best(path): # -> the state of a checkpoint at the best validation
     states = [*read_checkpoints(path)]
     for state in states:
         if state["history"]["best"] == states[0]["history"]["best"] and at_best(state["history"]): return state
-    raise ValueError(f"{path} has lost model.safetensors, and its checkpoints are of other steps than the best "
-                     "validation: bring the file back, or remove the folder and train the run again.")
+    raise ValueError(f"{path} has lost model.safetensors, and its checkpoints are of other steps than the "
+                     "best validation: bring the file back, or remove the folder and train the run again.")
 
 def _write_summary(path, outcome): write_json(path/"summary.json", outcome)
 

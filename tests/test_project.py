@@ -1,4 +1,6 @@
 "What no single notebook can test: that notebooks, package, README, results and environment fit together."
+import builtins
+import dis
 import importlib
 import inspect
 import json
@@ -112,6 +114,20 @@ def test_exported_names_say_what_they_are():
         assert not silent, f"{path.name}: {', '.join(silent)} have no docstring"
 
 
+def global_names(code):
+    "What functions look up among the names of their module."
+    yield from (i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if inspect.iscode(inner): yield from global_names(inner)
+
+
+def test_modules_need_nothing_that_only_their_notebook_imports():
+    for path in sorted((ROOT/"imgtx_nb").glob("[a-z]*.py")):
+        known = {*vars(importlib.import_module(f"imgtx_nb.{path.stem}")), *dir(builtins)}
+        missing = {*global_names(compile(path.read_text(), path.name, "exec"))} - known
+        assert not missing, f"{path.name}: {missing}"
+
+
 def test_package_imports_without_the_tools():
     block = "import sys; sys.modules.update(dict.fromkeys(('nbdev', 'papermill', 'fastcore', 'execnb')));"
     modules = ", ".join(f"imgtx_nb.{p.stem}" for p in (ROOT/"imgtx_nb").glob("[a-z]*.py"))
@@ -143,6 +159,12 @@ def test_pages_name_real_targets_and_files(page):
     text, makefile = (ROOT/page).read_text(), (ROOT/"Makefile").read_text()
     for target in re.findall(r"`make ([a-z]+)`", text): assert re.search(rf"^{target}:", makefile, re.M), target
     for link in re.findall(r"\]\(((?!http)[^)#\s]+)", text): assert (ROOT/page).parent.joinpath(link).exists(), link
+
+
+def test_sizes_are_in_powers_of_ten_everywhere():
+    for path in NOTEBOOKS:
+        sources = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+        assert not re.search(r"\b[MG]iB|/ 2 ?\*\* ?[23]0", sources), f"{path.name}: MB and GB are millions and billions of bytes"
 
 
 # Results

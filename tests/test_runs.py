@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from imgtx_nb.runs import load_run
+
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
 BIN = Path(sys.executable).parent
 
 
-def run(*command):
-    done = subprocess.run(command, env=ENV, capture_output=True, text=True)
+def run(*command, env=ENV):
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -69,6 +71,17 @@ def test_killed_at_any_instant_a_run_ends_the_same(tmp_path, noise, kills):
     said = run(sys.executable, "-c", KILL_AND_RESUME.format(fit=FIT, config=config(noise, tmp_path, run_name="killed", **long), kills=kills))
     assert int(said.split()[-1]) == kills
     same_outcome(tmp_path/"straight", tmp_path/"killed")
+
+
+def test_a_run_is_the_same_with_another_number_of_threads(tmp_path, noise):
+    "With two threads, their number is chosen by measurements as the run goes."
+    long = dict(max_steps=20, eval_every=10, dropout=.2, d_model=64, n_layers=2, batch_size=32)
+    for n in (1, 2):
+        code = FIT + f"import torch; fit({config(noise, tmp_path, run_name=str(n), **long)}); from imgtx_nb.processor import _Threads; print(_Threads.found, torch.get_num_threads())"
+        found = run(sys.executable, "-c", code, env=ENV | {"OMP_NUM_THREADS": str(n)}).split()[-2:]
+        assert found == ["None", "1"] if n == 1 else found[0] in "12" and found[1] == "2"
+    one, two = (load_run(tmp_path/name)[0].state_dict() for name in "12")
+    for name in one: assert (one[name] - two[name]).abs().max() < 1e-4, name
 
 
 @pytest.mark.parametrize("launch", [["torchrun", "--standalone", "--nproc_per_node", "2"],
