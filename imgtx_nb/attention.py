@@ -205,12 +205,12 @@ def attend_with(
         if isinstance(layer, SelfAttention): layer.attend = attend
     return model
 
-# %% ../nbs/05_attention.ipynb #63a09558
+# %% ../nbs/05_attention.ipynb #3b032286
 def prepare(
     model,         # any module, where it will be trained
     height, width, # size of its pictures in pixels
 ):                 # the model
-    "Give every attention layer on CUDA its `FlexAttention`, before the model is compiled; elsewhere, nothing."
+    "Before a model is compiled on CUDA: give every attention layer its `FlexAttention`; elsewhere, nothing."
     for layer in model.modules():
         if isinstance(layer, SelfAttention) and _is_flexible(layer.qkv.weight):
             layer.attend = _flex(layer.scheme, height, width, layer.qkv.weight.device)
