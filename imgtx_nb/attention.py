@@ -156,17 +156,21 @@ def _fits(q): return q.shape[-1] >= 16 and q.dtype != torch.float64 # can FlexAt
 # %% ../nbs/05_attention.ipynb #47cdfaf1
 has_triton = find_spec("triton") is not None
 
-# %% ../nbs/05_attention.ipynb #96743904
+# %% ../nbs/05_attention.ipynb #1b1accb3
 def attend(
     q, k, v,       # [B, heads, height * width, d]
     scheme,        # a Scheme
     height, width, # size of the picture in pixels
 ):                 # [B, heads, height * width, d]
     "Eq. 5 by the fastest execution for the device: tiles on the CPU, FlexAttention on CUDA, else the oracle."
-    if q.device.type == "cpu": return TiledAttention.apply(q, k, v, scheme, height, width)
+    if q.device.type == "cpu": return _tiled(q, k, v, scheme, height, width)
     flexible = _is_flexible(q) and _fits(q)
     execution = _flex(scheme, height, width, q.device) if flexible else dense_attention
     return execution(q, k, v, scheme, height, width)
+
+# %% ../nbs/05_attention.ipynb #d836be08
+@torch.compiler.disable # a compiled model would make the tiles anew in every step
+def _tiled(*args): return TiledAttention.apply(*args)
 
 # %% ../nbs/05_attention.ipynb #722c5bf8
 def _is_flexible(x): return x.is_cuda and has_triton # can FlexAttention run where this tensor is?

@@ -18,7 +18,8 @@ from .autoregressive import MODELS, AutoregressiveModel, evaluating
 from .masks import SCHEMES
 from .parameters import setting
 
-# %% ../nbs/06_transformer.ipynb #1a1da2b5
+# %% ../nbs/06_transformer.ipynb #a05969b9
+@torch.compiler.assume_constant_result # a compiled model keeps them too
 @lru_cache
 @torch.inference_mode(False)
 def _positions_2d(
