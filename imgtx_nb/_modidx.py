@@ -519,5 +519,7 @@ d = { 'settings': { 'branch': 'main',
                                                                                            'imgtx_nb/transformer.py'),
                                       'imgtx_nb.transformer._TransformerLayer.forward': ( 'transformer.html#_transformerlayer.forward',
                                                                                           'imgtx_nb/transformer.py'),
+                                      'imgtx_nb.transformer._kept_positions': ( 'transformer.html#_kept_positions',
+                                                                                'imgtx_nb/transformer.py'),
                                       'imgtx_nb.transformer._positions_2d': ('transformer.html#_positions_2d', 'imgtx_nb/transformer.py'),
                                       'imgtx_nb.transformer.dead_units': ('transformer.html#dead_units', 'imgtx_nb/transformer.py')}}}

@@ -18,8 +18,7 @@ from .autoregressive import MODELS, AutoregressiveModel, evaluating
 from .masks import SCHEMES
 from .parameters import setting
 
-# %% ../nbs/06_transformer.ipynb #a05969b9
-@torch.compiler.assume_constant_result # a compiled model keeps them too
+# %% ../nbs/06_transformer.ipynb #1a1da2b5
 @lru_cache
 @torch.inference_mode(False)
 def _positions_2d(
@@ -33,6 +32,10 @@ def _positions_2d(
     wave = lambda n: torch.stack([angles(n).sin(), angles(n).cos()], -1).flatten(1)
     rows, columns = wave(height)[:, None].expand(-1, width, -1), wave(width).expand(height, -1, -1)
     return torch.cat([rows, columns], -1).flatten(0, 1)
+
+# %% ../nbs/06_transformer.ipynb #5e840eca
+@torch.compiler.assume_constant_result # a compiled model would compute them in every step
+def _kept_positions(*size): return _positions_2d(*size)
 
 # %% ../nbs/06_transformer.ipynb #39ab03e4
 class _LearnedPositions(nn.Module):
@@ -129,7 +132,7 @@ class TransformerParameters(AutoregressiveModel):
         raise ValueError(f"d_model is {s['d_model']} and n_heads {s['n_heads']}: "
                          "d_model must be a multiple of both n_heads and 4.")
 
-# %% ../nbs/06_transformer.ipynb #8bba348e
+# %% ../nbs/06_transformer.ipynb #d0394304
 class _TransformerInput(TransformerParameters):
     "What enters the first layer: the code of every position, and the pixel before it."
     def __init__(self, image_shape, **settings): # as for `ImageTransformer`
@@ -148,7 +151,7 @@ class _TransformerInput(TransformerParameters):
         "The code of every position, where the model lives."
         if self.learned_positions: return self.learned_positions(height, width)
         weight = self.embedding.weight
-        return _positions_2d(height, width, len(weight), weight.device).to(weight.dtype)
+        return _kept_positions(height, width, len(weight), weight.device).to(weight.dtype)
 
     def enter(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H * W, d_model]
         "Embed the pixels, move them one position on, and add the codes of the positions."
