@@ -6,12 +6,14 @@
 __all__ = ['LIKELIHOODS', 'log_bin_mass', 'coupled_means', 'DiscretizedLogisticMixture', 'CategoricalPixel', 'params_per_pixel',
            'bits_per_dim']
 
-# %% ../nbs/02_logistic_mixture.ipynb #17a4a5a6
+# %% ../nbs/02_logistic_mixture.ipynb #b2c40f9e
 import math
 
 import torch
 import torch.nn.functional as F
 from torch.distributions import Distribution, constraints
+
+from .parameters import checked
 
 # %% ../nbs/02_logistic_mixture.ipynb #56973414
 def log_bin_mass(
@@ -54,14 +56,14 @@ def _parts(
     log_weights = (params[..., :K] / temperature).log_softmax(-1)
     return log_weights, means, log_scales.clamp(-7, 60) + math.log(temperature), coefficients.tanh()
 
-# %% ../nbs/02_logistic_mixture.ipynb #a12c63dc
+# %% ../nbs/02_logistic_mixture.ipynb #79d61a42
 class _PixelDistribution(Distribution):
     "What both likelihoods share: events are pixels of three bytes, parameters are float32 or better."
     arg_constraints, support = {}, constraints.independent(constraints.integer_interval(0, 255), 1)
 
     def __init__(self, params, temperature): # [..., numbers a pixel]; sharper below 1, flatter above
         self.params = params.to(torch.promote_types(params.dtype, torch.float32))
-        self.temperature = temperature
+        self.temperature = checked("temperature", temperature, float, above=0)
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 
     def tempered(self, temperature): # sharper below 1, flatter above
@@ -74,7 +76,8 @@ class _PixelDistribution(Distribution):
 
     def check(self, pixels): # [..., 3]
         "Raise a `ValueError` unless pixels are integers in 0..255, three each."
-        if pixels.shape[-1:] != (3,) or pixels.dtype != torch.uint8 and not self.support.check(pixels).all():
+        are_bytes = pixels.dtype == torch.uint8 or pixels.numel() == 0 or self.support.check(pixels).all()
+        if pixels.shape[-1:] != (3,) or pixels.dtype == torch.bool or not are_bytes:
             raise ValueError(f"pixels are {pixels.dtype} {list(pixels.shape)}: "
                              "they must be [..., 3] integers in 0..255.")
 
@@ -151,7 +154,7 @@ def _draw(
     blue = on_grid(value[..., 2] + c[..., 1] * red + c[..., 2] * green)
     return (127.5 * (torch.stack([red, green, blue], -1) + 1)).round().long()
 
-# %% ../nbs/02_logistic_mixture.ipynb #532731ea
+# %% ../nbs/02_logistic_mixture.ipynb #7ccd2b7f
 class CategoricalPixel(_PixelDistribution):
     "Three independent 256-way softmaxes over the channels of an 8-bit RGB pixel."
     def __init__(self,
@@ -173,6 +176,7 @@ class CategoricalPixel(_PixelDistribution):
 
     def pmf(self, channel, earlier=None): # channel 0, 1 or 2 -> [..., 256] probabilities
         "The probabilities of all 256 values of one channel; the channels before it do not matter."
+        if earlier is not None: self.check(F.pad(earlier, (0, 3))[..., :3])
         return self.log_probs[..., channel, :].exp().expand(*self.shape_with(earlier), 256)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ def allowed(
     bounds = [f"{word} {limits[rule]}" for rule, word in _LIMITS.items() if rule in limits]
     return ", ".join([_KINDS[kind], *bounds])
 
-# %% ../nbs/01_parameters.ipynb #b03bc777
+# %% ../nbs/01_parameters.ipynb #67788ad6
 def meant(
     value, # what Python, YAML or a shell gave
     kind,  # int, float, bool or str
@@ -47,7 +47,7 @@ def meant(
     if isinstance(given, os.PathLike): given = os.fspath(given)
     if isinstance(given, str) and kind is not str: given = _spelt(given.strip().lower(), kind)
     if kind is int and isinstance(given, float) and given.is_integer(): given = int(given)
-    return float(given) if kind is float and type(given) is int else given
+    return float(given) if kind is float and type(given) is int and abs(given) < 2**53 else given
 
 # %% ../nbs/01_parameters.ipynb #d1fbbcf0
 def _spelt(text, kind): # -> the number, or the truth value, that the text spells, else the text
