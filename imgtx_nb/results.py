@@ -90,13 +90,15 @@ def table_row(
            "dataset": _dataset_in_words(config.dataset, summary["dataset"])}
     return row | {name: summary[name] for name in _NUMBERS} | {name: summary[name] or "-" for name in _WORDS}
 
-# %% ../nbs/14_results.ipynb #bbc03e02
+# %% ../nbs/14_results.ipynb #f38d7cab
 def _outcome(path): # of a run -> its summary, in which what is missing is None
     summary = read_json(path/"summary.json")
     if not isinstance(summary.get("test_bits_per_dim"), (int, float)):
         raise ValueError(f"{path/'summary.json'} has no test_bits_per_dim: bring the file back, "
                          "or remove the folder and train the run again.")
-    return dict.fromkeys((*_NUMBERS, *_WORDS, "dataset")) | summary
+    kinds = dict.fromkeys(_NUMBERS, (int, float)) | dict.fromkeys(_WORDS, str) | {"dataset": dict}
+    usable = lambda name: isinstance(summary.get(name), kinds[name])
+    return summary | {name: summary[name] if usable(name) else None for name in kinds}
 
 # %% ../nbs/14_results.ipynb #f3a631b7
 _NUMBERS = ("n_parameters", "images_per_second", "steps", "valid_bits_per_dim")
@@ -137,11 +139,12 @@ def _published(config): # a RunConfig -> bits/dim, or None
     as_published = config.scale == "paper" and config.dataset == "cifar10"
     return PUBLISHED.get(row_label(config)) if as_published else None
 
-# %% ../nbs/14_results.ipynb #9e88bd71
+# %% ../nbs/14_results.ipynb #00e20c1d
 def table1(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
-    "A row for each run."
+    "A row for each run; raises `ValueError` if there is none."
+    if not len(folders): raise ValueError("folders is empty: name at least one run folder.")
     return pd.DataFrame([table_row(f) for f in folders])
 
 # %% ../nbs/14_results.ipynb #10153a4b
@@ -266,7 +269,7 @@ def _caption(fig, title, table=None):
 def _wrapped(text, width): # in lines of at most so many letters, with "name = value" on one line
     return fill(text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), width)
 
-# %% ../nbs/14_results.ipynb #f4c2d852
+# %% ../nbs/14_results.ipynb #93a5ca2e
 def draw_samples(
     folder, # the folder of a run with pictures
 ):          # the matplotlib figure
@@ -274,7 +277,7 @@ def draw_samples(
     folder = find_path(folder)
     for name in ("samples.png", "completions.png"):
         if not (folder/name).exists(): raise FileNotFoundError(f"{folder} has no {name}: draw_run makes it.")
-    _, height, width = read_json(folder/"summary.json")["image_shape"]
+    height, width = _sides(folder)
     samples = _read_sheet(folder/"samples.png", height, width)[0]
     columns = _read_sheet(folder/"completions.png", height, width)
     titles = ["given", *(f"T = {t:g}" for t in TEMPERATURES), "truth"]
@@ -285,6 +288,12 @@ def draw_samples(
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
     return _caption(fig, f"{_without(table.loc[0], ())}: {table.bits_per_dim[0]:.3f} bits/dim", table)
+
+# %% ../nbs/14_results.ipynb #a9d6f919
+def _sides(folder): # a run folder with pictures -> height and width of its images
+    shape = read_json(folder/"summary.json").get("image_shape")
+    if shape: return shape[1:]
+    return load_run(folder)[0].image_shape[1:] # the summary has lost it, the weights know it
 
 # %% ../nbs/14_results.ipynb #ab2e3cd6
 def draw_curves(

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'write_whole', 'write_json', 'read_json', 'read_config', 'RunFolder', 'refuse_other', 'refuse_other_data',
-           'forget_outcome', 'write_metrics', 'read_metrics', 'write_weights', 'has_weights', 'write_checkpoint',
-           'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions', 'load_run']
+           'forget_outcome', 'write_metrics', 'read_metrics', 'write_weights', 'has_weights', 'has_outcome',
+           'write_checkpoint', 'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions', 'load_run']
 
-# %% ../nbs/11_runs.ipynb #bec7f7f2
+# %% ../nbs/11_runs.ipynb #646f4ff6
 import json
 import os
 import platform
 import re
 import subprocess
 import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 
 import imgtx_nb
 from .config import build_model, config_from, differing
-from .data import find_path, project_root
+from .data import find_path, from_root
 
 # %% ../nbs/11_runs.ipynb #1c4d4a79
 def write_whole(
@@ -51,16 +51,19 @@ def write_json(path, content): # a file, and what json can write
     "Write a file of JSON, whole."
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
-# %% ../nbs/11_runs.ipynb #0cd66e13
+# %% ../nbs/11_runs.ipynb #1e675801
 def read_json(path): # a file of a run -> a dictionary
-    "What a file of a run holds; raises `ValueError` in one sentence if it is damaged."
+    "What a file of a run holds; raises `FileNotFoundError`, or `ValueError` in one sentence if it is damaged."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict): raise ValueError(f"it holds {content!r:.20}")
         return content
-    except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}): bring it back, "
-                         "or remove its folder and train the run again.") from None
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is not there: bring it back, or name another folder.") from None
+    except (OSError, ValueError) as e:
+        what = "its folder" if path.name == "config.json" else "it"
+        raise ValueError(f"{path} is damaged or cannot be read ({e}): bring it back, "
+                         f"or remove {what} and train the run again.") from None
 
 # %% ../nbs/11_runs.ipynb #ba633642
 def read_config(folder): # of a run -> its RunConfig
@@ -69,13 +72,13 @@ def read_config(folder): # of a run -> its RunConfig
     try: return config_from(read_json(path))
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
-# %% ../nbs/11_runs.ipynb #f72857c1
+# %% ../nbs/11_runs.ipynb #327edc9a
 class RunFolder:
     "The folder of one run."
     def __init__(self,
         config, # a RunConfig; the folder is results_dir/run_name, from the project's root if relative
     ):
-        self.config, self.path = config, project_root()/Path(config.results_dir).expanduser()/config.run_name
+        self.config, self.path = config, from_root(config.results_dir)/config.run_name
 
     def check(self):
         "Raise a `ValueError` if the folder belongs to a run with other parameters."
@@ -95,10 +98,10 @@ class RunFolder:
 
     @property
     def done(self):
-        "Has the run ended, with weights that can be read?"
-        return os.path.exists(self.path/"summary.json") and has_weights(self.path)
+        "Has the run ended, with an outcome and weights that can be read?"
+        return has_outcome(self.path) and has_weights(self.path)
 
-# %% ../nbs/11_runs.ipynb #75911820
+# %% ../nbs/11_runs.ipynb #b798e313
 def _refuse_orphans(path):
     outcome = [path/"summary.json", path/"model.safetensors", *path.glob("checkpoint-*.pt")]
     left = next((f.name for f in outcome if f.exists()), None)
@@ -108,15 +111,16 @@ def _make_folder(path):
     try: path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as e:
         raise OSError(f"{path} cannot be made ({getattr(e, 'strerror', None) or e}): "
-                      "choose a results_dir that can be written to.") from None
+                      "choose a results_dir that can be written to, or another run_name.") from None
 
 def _locked(path):
     try: return FileLock(path/"lock", timeout=0).acquire()
     except Timeout:
         raise ValueError(f"{path} is being trained by another process: "
                          "wait for it, or choose another run_name.") from None
-    except PermissionError:
-        raise OSError(f"{path} cannot be written to: choose another results_dir.") from None
+    except (PermissionError, IsADirectoryError) as e:
+        raise OSError(f"{path/'lock'} cannot be written ({e.strerror}): "
+                      "make way, or choose another results_dir.") from None
     except (OSError, NotImplementedError) as e:
         warnings.warn(f"{path} lies on a file system without locks ({e}): "
                       "take care that no second process trains there.")
@@ -147,11 +151,12 @@ def refuse_other_data(
         raise ValueError(f"{path} holds a run on other images ({', '.join(changed)} changed since): "
                          "bring the data set back, or choose another run_name.")
 
-# %% ../nbs/11_runs.ipynb #e68866c6
+# %% ../nbs/11_runs.ipynb #88387c62
 def forget_outcome(path): # the folder of a run that starts anew
     "Remove what an earlier run left of its outcome."
     for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"):
-        (path/name).unlink(missing_ok=True)
+        try: (path/name).unlink(missing_ok=True)
+        except OSError as e: raise OSError(f"{path/name} cannot be removed ({e.strerror}): make way.") from None
 
 # %% ../nbs/11_runs.ipynb #5e76cf13
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
@@ -176,33 +181,47 @@ def write_weights(path, model): # the folder of a run, and an AutoregressiveMode
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
 
-# %% ../nbs/11_runs.ipynb #fa987f2f
+# %% ../nbs/11_runs.ipynb #25b6b483
 def has_weights(path): # the folder of a run -> bool
-    "Are there weights, and can they be read?"
+    "Are there weights, and do they fit the model of the run?"
     try:
-        with safe_open(path/"model.safetensors", "pt"): return True
-    except (OSError, SafetensorError): return False
+        with safe_open(path/"model.safetensors", "pt") as kept, torch.device("meta"):
+            model = build_model(read_config(path), json.loads(kept.metadata()["image_shape"]))
+            shapes = {name: tuple(kept.get_slice(name).get_shape()) for name in kept.keys()}
+        return shapes == {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError): return False
 
-# %% ../nbs/11_runs.ipynb #a16cfe14
+def has_outcome(path): # the folder of a run -> bool
+    "Is there a summary with a score?"
+    try: return isinstance(read_json(path/"summary.json").get("test_bits_per_dim"), (int, float))
+    except (OSError, ValueError): return False
+
+# %% ../nbs/11_runs.ipynb #26d28f09
 def write_checkpoint(
     path,  # the folder of a run
     step,  # how many were taken
     state, # what torch.load can read with weights_only
 ):
-    "Write a checkpoint, and forget all but the newest two."
-    write_whole(path/f"checkpoint-{step:07}.pt", lambda part: torch.save(state, part))
-    for old in checkpoints(path)[2:]: old.unlink()
+    "Write a checkpoint; of those that are as old or older, keep two."
+    new = path/f"checkpoint-{step:07}.pt"
+    write_whole(new, lambda part: torch.save(state, part))
+    kept = checkpoints(path)
+    for old in kept[kept.index(new) + 2:]:
+        with suppress(OSError): old.unlink()
 
-# %% ../nbs/11_runs.ipynb #b91cb55e
+# %% ../nbs/11_runs.ipynb #d36b7769
 def checkpoints(path): # the folder of a run -> paths, newest first
     "The checkpoints that there are."
-    return sorted(path.glob("checkpoint-*.pt"), reverse=True)
+    steps = {p: re.fullmatch(r"checkpoint-(\d+)\.pt", p.name) for p in path.glob("checkpoint-*.pt")}
+    return sorted((p for p in steps if steps[p]), key=lambda p: int(steps[p][1]), reverse=True)
 
-# %% ../nbs/11_runs.ipynb #1f9cba07
+# %% ../nbs/11_runs.ipynb #5d30dfaf
 def read_checkpoints(path): # the folder of a run -> yields states, the newest first
     "The checkpoints that can be read; one that cannot is named in a warning and passed over."
     for kept in checkpoints(path):
-        try: state = torch.load(kept, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(kept, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or not state: raise TypeError("no state")
         except Exception as e:
             warnings.warn(f"{kept} cannot be read ({type(e).__name__}) and is passed over.")
         else: yield state

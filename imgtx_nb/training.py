@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator', 'History',
            'Keeper', 'train', 'interrupts', 'fit', 'from_main']
 
-# %% ../nbs/12_training.ipynb #cd429df7
+# %% ../nbs/12_training.ipynb #8a29bbc7
 import math
 import os
 import signal
@@ -14,6 +14,7 @@ import threading
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from functools import lru_cache
 
 import torch
@@ -24,13 +25,13 @@ from tqdm.std import tqdm
 
 from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats, refuse_condition
-from .config import build_model, refuse_small
+from .config import build_model, config_from, differing, refuse_small
 from .data import digest, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
-from .runs import (RunFolder, commit, forget_outcome, hardware, has_weights, load_run,
-                           read_checkpoints, read_json, refuse_other_data, versions, write_checkpoint,
-                           write_json, write_metrics, write_weights)
+from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights, load_run,
+                           read_checkpoints, read_config, read_json, refuse_other, refuse_other_data,
+                           versions, write_checkpoint, write_json, write_metrics, write_weights)
 
 # %% ../nbs/12_training.ipynb #e8a2304a
 def batch_indices(
@@ -302,32 +303,33 @@ def _collect(
             "under another run_name; the last good checkpoint stays.")
     history.losses += losses
 
-# %% ../nbs/12_training.ipynb #1b3a5832
+# %% ../nbs/12_training.ipynb #36d75122
 class Keeper:
     "Writes the files of a run, in the process that writes."
     def __init__(self,
-        path,    # of the run folder
-        writing, # is this that process?
-        digests, # {split: digest} of the images
+        path,        # of the run folder
+        accelerator, # an accelerate.Accelerator
+        digests,     # {split: digest} of the images
     ):
-        self.path, self.writing, self.digests, self.saved = path, writing, digests, time.monotonic()
+        self.path, self.accelerator, self.digests, self.saved = path, accelerator, digests, time.monotonic()
 
     def keep(self, write, *what): # a function of imgtx_nb.runs, and what it takes after the path
-        "Write a file of the run."
-        if self.writing: write(self.path, *what)
+        "Write a file of the run; what goes wrong is raised in all processes."
+        from_main(self.accelerator, lambda: write(self.path, *what))
 
     @property
     def overdue(self):
         "Has it been five minutes since the last checkpoint?"
-        return time.monotonic() - self.saved > 300
+        return from_main(self.accelerator, lambda: time.monotonic() - self.saved > 300)
 
     def save(self, trainer, history):
         "Write a checkpoint."
-        state = {"trainer": trainer.state_dict(), "history": history.state_dict(), "data": self.digests}
+        state = {"trainer": trainer.state_dict(), "history": history.state_dict(),
+                 "data": self.digests, "config": asdict(trainer.config)}
         self.keep(write_checkpoint, history.step, state)
         self.saved = time.monotonic()
 
-# %% ../nbs/12_training.ipynb #0586238c
+# %% ../nbs/12_training.ipynb #78261559
 def train(
     trainer, # a Trainer
     history, # a History, at the step to go on from
@@ -344,20 +346,21 @@ def train(
         with history.clock(): history.add(trainer.step(step))
         at_end = history.step == config.max_steps
         validate = at_end or history.step % config.eval_every == 0
-        log, stop = validate or history.step % log_every == 0, stopped() and not at_end
+        log, stop = validate or history.step % log_every == 0, stopped()
         if log or stop:
             with history.clock(): _collect(history, trainer.raw, config)
         bits = evaluate(trainer.scored, valid) if validate else None
+        stop = stop or validate and stopped()
         if validate and bits < history.best: history.best = bits; keeper.keep(write_weights, trainer.scored)
         if log: _report(bar, history.line(config, bits)); keeper.keep(write_metrics, history.rows)
         if validate or stop or log and keeper.overdue: keeper.save(trainer, history)
         if stop: raise KeyboardInterrupt(f"Stopped after step {history.step} and saved: {_GO_ON}")
 
-# %% ../nbs/12_training.ipynb #0a2801b4
+# %% ../nbs/12_training.ipynb #f1fb04b0
 _GO_ON = "run the same cell or command again to go on from there."
 
 def _bar(config, history, keeper):
-    quiet = {} if keeper.writing else {"disable": True}
+    quiet = {} if keeper.accelerator.is_main_process else {"disable": True}
     start, end = history.step, config.max_steps
     return tqdm(range(start, end), initial=start, total=end, unit="step", mininterval=2, **quiet)
 
@@ -381,7 +384,7 @@ def interrupts():
         finally:
             for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/12_training.ipynb #7936b099
+# %% ../nbs/12_training.ipynb #a286f4cd
 @flush_denormals()
 def fit(
     config, # a RunConfig
@@ -390,10 +393,10 @@ def fit(
     keep_heap()
     accelerator, run = make_accelerator(config), RunFolder(config)
     with accelerator.local_main_process_first(): images = load_splits(config.dataset, config.data_root)
-    digests = _same_images(config, images)
+    digests = _same_everywhere(config, images)
     if from_main(accelerator, lambda: _finished(run, digests)): return run.path
     trainer, history = Trainer(config, images["train"], accelerator), History()
-    keeper = Keeper(run.path, accelerator.is_main_process, digests)
+    keeper = Keeper(run.path, accelerator, digests)
     with ExitStack() as held, quick_threads(accelerator.device) as tune:
         from_main(accelerator, lambda: _claim(run, held))
         _resume(trainer, history, keeper)
@@ -419,13 +422,16 @@ def from_main(
     if outcome[1]: raise outcome[1]
     return outcome[0]
 
-# %% ../nbs/12_training.ipynb #4b33177b
-def _same_images(config, images): # {split: images} -> {split: digest}
+# %% ../nbs/12_training.ipynb #3682fe61
+def _same_everywhere(config, images): # {split: images} -> {split: digest}
     refuse_small(config, images["train"].shape[1:])
     digests = {split: digest(x) for split, x in images.items()}
     if any(others != digests for others in gather_object([digests])):
         raise ValueError(f"dataset is {config.dataset}, but processes read different images there: "
                          "give all machines the same data set.")
+    for other in gather_object([config]):
+        names = [name for name in differing(config, other) if name != "dataset"]
+        if names: raise ValueError(f"Processes have different parameters ({', '.join(names)}): give all the same.")
     return digests
 
 def _claim(run, held): run.open(); held.enter_context(run.lock())
@@ -433,8 +439,10 @@ def _claim(run, held): run.open(); held.enter_context(run.lock())
 def _finished(run, digests):
     run.check()
     if not run.done: return False
-    known = read_json(run.path/"summary.json").get("dataset", {})
+    known = read_json(run.path/"summary.json").get("dataset") or {}
     refuse_other_data(run.path, known.get("digest"), digests)
+    state = None if (run.path/"metrics.csv").exists() else next(read_checkpoints(run.path), None)
+    if state: write_metrics(run.path, state["history"]["rows"])
     return True
 
 def _in_any(accelerator, asked): # a function -> a function that is true in all processes if it is in one
@@ -446,35 +454,41 @@ def _in_any(accelerator, asked): # a function -> a function that is true in all 
         return bool(flag)
     return asked_anywhere
 
-# %% ../nbs/12_training.ipynb #cb126a11
+# %% ../nbs/12_training.ipynb #192697c1
 def _resume(trainer, history, keeper):
     "Go on from the newest checkpoint, if there is one; raises `ValueError` where that is impossible."
     state = from_main(trainer.accelerator, lambda: _checked_state(keeper))
     if not state: return keeper.keep(forget_outcome)
-    lost = keeper.writing and math.isfinite(state["history"]["best"]) and not has_weights(keeper.path)
-    if from_main(trainer.accelerator, lambda: lost):
+    scored = math.isfinite(state["history"]["best"])
+    if scored and not from_main(trainer.accelerator, lambda: has_weights(keeper.path)):
         trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
         keeper.keep(write_weights, trainer.scored)
     trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
     if history.rows: keeper.keep(write_metrics, history.rows)
 
-# %% ../nbs/12_training.ipynb #5645b0be
+# %% ../nbs/12_training.ipynb #de9055e4
 def _checked_state(keeper): # -> what the newest checkpoint holds, or None
     state, path = next(read_checkpoints(keeper.path), None), keeper.path
-    if state and "history" not in state:
+    if state and not {"history", "trainer"} <= state.keys():
         raise ValueError(f"{path} holds a checkpoint of an earlier version: "
                          "finish the run with that version, or remove the folder.")
-    if state: refuse_other_data(path, state.get("data"), keeper.digests)
+    if state:
+        if "config" in state: refuse_other(path, config_from(state["config"]), read_config(path))
+        refuse_other_data(path, state.get("data"), keeper.digests)
+    elif checkpoints(path):
+        raise ValueError(f"{path} has checkpoints, but none that can be read: bring one back, "
+                         "or remove the folder and train the run again.")
     elif (path/"summary.json").exists():
-        raise ValueError(f"{path} holds the outcome of a run, but neither weights nor checkpoints: "
-                         "bring model.safetensors back, or train again under another run_name.")
+        raise ValueError(f"{path} holds an outcome, but not whole, and no checkpoint to go on from: bring "
+                         "summary.json and model.safetensors back, or train again under another run_name.")
     return state
 
 def _with_best(path): # -> the state of a checkpoint at the best validation
-    at_best = lambda h: h["rows"] and h["rows"][-1]["valid_bits_per_dim"] == h["best"]
     states = [*read_checkpoints(path)]
+    history = states[0]["history"]
+    step = next(row["step"] for row in history["rows"] if row["valid_bits_per_dim"] == history["best"])
     for state in states:
-        if state["history"]["best"] == states[0]["history"]["best"] and at_best(state["history"]): return state
+        if state["history"]["step"] == step: return state
     raise ValueError(f"{path} has lost model.safetensors, and its checkpoints are of other steps than the "
                      "best validation: bring the file back, or remove the folder and train the run again.")
 

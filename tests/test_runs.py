@@ -66,7 +66,7 @@ def same_outcome(a, b):
 
 @pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 20))])
 def test_killed_at_any_instant_a_run_ends_the_same(tmp_path, noise, kills):
-    long = dict(max_steps=120 * kills, eval_every=5, dropout=.2, horizontal_flips=True)
+    long = dict(max_steps=75 * kills, eval_every=5, dropout=.2, horizontal_flips=True)
     run(sys.executable, "-c", FIT + f"fit({config(noise, tmp_path, run_name='straight', **long)})")
     said = run(sys.executable, "-c", KILL_AND_RESUME.format(fit=FIT, config=config(noise, tmp_path, run_name="killed", **long), kills=kills))
     assert int(said.split()[-1]) == kills
