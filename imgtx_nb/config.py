@@ -139,7 +139,7 @@ def _with(cls, names):
     new = [_as_field(name, parameters()[name]) for name in names]
     return make_dataclass(cls.__name__, new, bases=(cls,), frozen=True)
 
-# %% ../nbs/10_config.ipynb #f3b3f846
+# %% ../nbs/10_config.ipynb #bf32d398
 @dataclass(frozen=True)
 class RunConfig(_Parameters):
     "The parameters of one training run; what is left out is filled in. Raises `ValueError` in one sentence."
@@ -150,9 +150,9 @@ class RunConfig(_Parameters):
     def __post_init__(self):
         for name, value in filled(self).items(): object.__setattr__(self, name, value)
         if self.run_name is None: object.__setattr__(self, "run_name", default_name(self))
-        if not re.fullmatch(r"\w([\w.-]*[\w-])?", self.run_name) or len(self.run_name.encode()) > 150:
-            raise ValueError(f"run_name is {self.run_name!r}: it names a folder, so use letters, digits, '.', "
-                             "'_' and '-', at most 150 bytes, and no '.' at either end.")
+        if len(self.run_name.encode()) > 150 or not re.fullmatch(r"\w([\w.-]*[\w-])?", self.run_name):
+            raise ValueError(f"run_name is {self.run_name!r}: it names a folder, so use letters, digits, "
+                             "'.', '_' and '-', at most 150 bytes, and no '.' at either end.")
 
     def __reduce__(self): return config_from, (asdict(self),)
 

@@ -326,12 +326,13 @@ def _last_tenth(
     last[before.argsort(kind="stable")[len(groups) - min(2000, len(groups) // 10):]] = True
     return last
 
-# %% ../nbs/00_data.ipynb #ca205250
+# %% ../nbs/00_data.ipynb #0549af82
 def _is_sorted(labels):
     "Whether labels come class by class, or the last tenth has other classes than the rest."
     valid, classes = _last_tenth(np.zeros_like(labels)), np.unique(labels)
     n_changes = (labels[1:] != labels[:-1]).sum()
-    shares = [(labels[part, None] == classes).mean(0) for part in (valid, ~valid)] if valid.any() else [0., 0.]
+    if not valid.any(): return False
+    shares = [(labels[part, None] == classes).mean(0) for part in (valid, ~valid)]
     unlike = np.abs(shares[0] - shares[1]).sum() / 2 # 0 for equal shares, 1 for none in common
     return n_changes < len(classes) or unlike > .5 or not np.isin(labels[valid], labels[~valid]).all()
 

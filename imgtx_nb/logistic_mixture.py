@@ -154,7 +154,7 @@ def _draw(
     blue = on_grid(value[..., 2] + c[..., 1] * red + c[..., 2] * green)
     return (127.5 * (torch.stack([red, green, blue], -1) + 1)).round().long()
 
-# %% ../nbs/02_logistic_mixture.ipynb #7ccd2b7f
+# %% ../nbs/02_logistic_mixture.ipynb #cc165af7
 class CategoricalPixel(_PixelDistribution):
     "Three independent 256-way softmaxes over the channels of an 8-bit RGB pixel."
     def __init__(self,
@@ -170,9 +170,8 @@ class CategoricalPixel(_PixelDistribution):
     def log_prob(self, pixels): # [..., 3] integers in 0..255 -> [...] nats a pixel
         "The sum of the log-probabilities of the channels; raises `ValueError` for pixels that are not bytes."
         self.check(pixels)
-        shape = *self.shape_with(pixels), 3
-        log_probs, pixels = self.log_probs.expand(*shape, 256), pixels.long().expand(shape)
-        return log_probs.gather(-1, pixels[..., None]).sum((-2, -1))
+        log_probs = self.log_probs.expand(*(shape := (*self.shape_with(pixels), 3)), 256)
+        return log_probs.gather(-1, pixels.long().expand(shape)[..., None]).sum((-2, -1))
 
     def pmf(self, channel, earlier=None): # channel 0, 1 or 2 -> [..., 256] probabilities
         "The probabilities of all 256 values of one channel; the channels before it do not matter."

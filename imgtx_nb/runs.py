@@ -51,9 +51,9 @@ def write_json(path, content): # a file, and what json can write
     "Write a file of JSON, whole."
     write_whole(path, lambda part: part.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
-# %% ../nbs/11_runs.ipynb #1e675801
+# %% ../nbs/11_runs.ipynb #fe79f25e
 def read_json(path): # a file of a run -> a dictionary
-    "What a file of a run holds; raises `FileNotFoundError`, or `ValueError` in one sentence if it is damaged."
+    "What a file of a run holds; raises `FileNotFoundError` or `ValueError` in one sentence."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict): raise ValueError(f"it holds {content!r:.20}")
@@ -151,12 +151,13 @@ def refuse_other_data(
         raise ValueError(f"{path} holds a run on other images ({', '.join(changed)} changed since): "
                          "bring the data set back, or choose another run_name.")
 
-# %% ../nbs/11_runs.ipynb #88387c62
+# %% ../nbs/11_runs.ipynb #ce4e766c
 def forget_outcome(path): # the folder of a run that starts anew
     "Remove what an earlier run left of its outcome."
     for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"):
         try: (path/name).unlink(missing_ok=True)
-        except OSError as e: raise OSError(f"{path/name} cannot be removed ({e.strerror}): make way.") from None
+        except OSError as e:
+            raise OSError(f"{path/name} cannot be removed ({e.strerror}): make way.") from None
 
 # %% ../nbs/11_runs.ipynb #5e76cf13
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]

@@ -422,7 +422,7 @@ def from_main(
     if outcome[1]: raise outcome[1]
     return outcome[0]
 
-# %% ../nbs/12_training.ipynb #3682fe61
+# %% ../nbs/12_training.ipynb #c493a4f1
 def _same_everywhere(config, images): # {split: images} -> {split: digest}
     refuse_small(config, images["train"].shape[1:])
     digests = {split: digest(x) for split, x in images.items()}
@@ -431,9 +431,11 @@ def _same_everywhere(config, images): # {split: images} -> {split: digest}
                          "give all machines the same data set.")
     for other in gather_object([config]):
         names = [name for name in differing(config, other) if name != "dataset"]
-        if names: raise ValueError(f"Processes have different parameters ({', '.join(names)}): give all the same.")
+        if names:
+            raise ValueError(f"Processes have different parameters ({', '.join(names)}): give all the same.")
     return digests
 
+# %% ../nbs/12_training.ipynb #fb020b5d
 def _claim(run, held): run.open(); held.enter_context(run.lock())
 
 def _finished(run, digests):

@@ -228,8 +228,9 @@ def test_machines_that_share_no_folder_train_one_run(tmp_path, noise):
     write_json(Path(first, "orphan").mkdir(parents=True) or first/"orphan"/"summary.json", {})
     other = run("other", dataset=[str(noise), str(tmp_path/"other.npz")])
     crash = "def step(self, n):\n    if n == 6: raise RuntimeError('crash')\n    return plain(self, n)\n"
-    said, failed = launch(tmp_path, f"[{run('orphan')}, {other}, {run('straight')}]").communicate(timeout=120)
-    assert said.count("has summary.json but no config.json") == said.count("processes read different images") == 2, failed[-3000:]
+    said, failed = launch(tmp_path, f"[{run('orphan')}, {other}, {run('mixed', seed=[0, 1])}, {run('straight')}]").communicate(timeout=120)
+    for sentence in ("has summary.json but no config.json", "processes read different images", "different parameters (seed)"):
+        assert said.count(sentence) == 2, failed[-3000:]
     assert launch(tmp_path, f"[{run('resumed')}]", crash + "Trainer.step = step").wait(timeout=120) != 0
     assert launch(tmp_path, f"[{run('resumed')}]").wait(timeout=120) == 0
     same_outcome(first/"straight", first/"resumed")

@@ -78,7 +78,7 @@ def test_a_run_is_the_same_with_another_number_of_threads(tmp_path, noise):
     long = dict(max_steps=20, eval_every=10, dropout=.2, d_model=64, n_layers=2, batch_size=32)
     for n in (1, 2):
         code = FIT + f"import torch; fit({config(noise, tmp_path, run_name=str(n), **long)}); from imgtx_nb.processor import _Threads; print(_Threads.found, torch.get_num_threads())"
-        found = run(sys.executable, "-c", code, env=ENV | {"OMP_NUM_THREADS": str(n)}).split()[-2:]
+        found = run(sys.executable, "-c", code, env=ENV | {"OMP_NUM_THREADS": str(n), "MKL_NUM_THREADS": str(n)}).split()[-2:]
         assert found == ["None", "1"] if n == 1 else found[0] in "12" and found[1] == "2"
     one, two = (load_run(tmp_path/name)[0].state_dict() for name in "12")
     for name in one: assert (one[name] - two[name]).abs().max() < 1e-4, name
