@@ -208,10 +208,12 @@ def given(config, **by_rank):
     return f"{whole!r} | {{name: values[rank] for name, values in {by_rank!r}.items()}}"
 
 
-def test_ctrl_c_stops_both_processes_after_the_same_step(tmp_path, noise):
+@pytest.mark.parametrize("reaches", ["all", "one"])
+def test_ctrl_c_stops_both_processes_after_the_same_step(tmp_path, noise, reaches):
     job = launch(tmp_path, f"[{given(small(noise, tmp_path, run_name='run', **LONG))}]")
     wait_for(lambda: started(tmp_path/"run"), 60)
-    os.killpg(job.pid, signal.SIGINT) # as a terminal does: the launcher and both processes get it
+    if reaches == "all": os.killpg(job.pid, signal.SIGINT) # as a terminal does: the launcher and both processes get it
+    else: os.kill(int(subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()[-1]), signal.SIGINT)
     _, said = job.communicate(timeout=60)
     stops = {*re.findall(r"Stopped after step (\d+)", said)}
     [saved] = {int(p.stem[-7:]) for p in (tmp_path/"run").glob("checkpoint-*.pt")}
