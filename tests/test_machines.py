@@ -1,6 +1,5 @@
 "Machines that this one is not: Windows, a Mac, an installed wheel, a scheduler, several processes. Each is imitated where it differs."
 import errno
-import fcntl
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from imgtx_nb.config import RunConfig
 from imgtx_nb.runs import write_json
 from imgtx_nb.training import evaluate
 
+fcntl = pytest.importorskip("fcntl", reason="other systems are imitated on Unix")
 ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
 

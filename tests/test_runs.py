@@ -10,6 +10,7 @@ import pytest
 
 from imgtx_nb.runs import load_run
 
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, and launched by Unix's torchrun")
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
 BIN = Path(sys.executable).parent
 

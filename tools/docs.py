@@ -12,11 +12,11 @@ from nbdev.serve import proc_nbs
 def bring_pictures(site, results):
     "Copy the pictures of the committed results into the site, where its pages look for them."
     for page in site.glob("*.html"):
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         for path in set(re.findall(r"\.\./(results/[^\"')]+\.png)", text)):
             (site/path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(results.parent/path, site/path)
-        page.write_text(text.replace("../results/", "results/"))
+        page.write_text(text.replace("../results/", "results/"), encoding="utf-8")
 
 if __name__ == "__main__":
     site = get_config().doc_path

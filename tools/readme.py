@@ -18,4 +18,4 @@ def readme(notebook):
 
 if __name__ == "__main__":
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT/"README.md"
-    out.write_text(readme(ROOT/"nbs"/"index.ipynb"))
+    out.write_text(readme(ROOT/"nbs"/"index.ipynb"), encoding="utf-8")
