@@ -36,7 +36,7 @@ benchmark: env  ## Measure training and sampling against the plain way: tables a
 test: env  ## Run all tests: every notebook's, and the project's own
 	@echo "Running the tests of every notebook, then the project's own ..."
 	$(TEST_THREADS) $(BIN)/nbdev_test --n_workers 2 --timing
-	$(TEST_THREADS) $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal tests
+	$(TEST_THREADS) $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal tests/test_runs.py tests/test_machines.py tests
 
 docs: env  ## Render the documentation site to _docs/ (with Quarto if there is one, else in pure Python)
 	$(BIN)/python tools/docs.py
