@@ -30,7 +30,7 @@ def flush_denormals():
     try: yield
     finally: torch.set_flush_denormal(before)
 
-# %% ../nbs/09_processor.ipynb #8e6c73af
+# %% ../nbs/09_processor.ipynb #ec7025e7
 def _rate(n, seconds=.01): # threads -> matrix products a second
     "The speed of `n` threads at this moment."
     torch.set_num_threads(n)
