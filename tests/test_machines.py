@@ -12,22 +12,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from filelock import FileLock
+from small_runs import BIN, ENV, same_outcome, small, source
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from imgtx_nb.autoregressive import AutoregressiveModel
-from imgtx_nb.config import RunConfig
 from imgtx_nb.runs import write_json
 from imgtx_nb.training import evaluate
 
 fcntl = pytest.importorskip("fcntl", reason="other systems are imitated on Unix")
-ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def run(code, cwd, env=None, options=()):
@@ -41,31 +39,6 @@ def wait_for(condition, seconds=60):
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(.02)
-
-
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory):
-    "An .npz of small pictures."
-    path, draw = tmp_path_factory.mktemp("data")/"noise.npz", np.random.default_rng(0).integers
-    np.savez(path, train_images=draw(0, 256, (64, 8, 8, 3), dtype=np.uint8), train_labels=np.zeros(64, int),
-             test_images=draw(0, 256, (9, 8, 8, 3), dtype=np.uint8), test_labels=np.zeros(9, int))
-    return path
-
-
-def small(noise, folder, **more):
-    return RunConfig(**dict(dataset=str(noise), scale="tiny", n_layers=1, d_model=16, d_ff=16, batch_size=4, results_dir=str(folder)) | more)
-
-
-def source(config):
-    "A script that trains a run."
-    given = {name: value for name, value in asdict(config).items() if value is not None}
-    return f"from imgtx_nb.config import RunConfig; from imgtx_nb.training import fit; fit(RunConfig(**{given!r}))"
-
-
-def same_outcome(a, b):
-    assert (a/"model.safetensors").read_bytes() == (b/"model.safetensors").read_bytes()
-    curves = [pd.read_csv(folder/"metrics.csv").drop(columns="images_per_second") for folder in (a, b)]
-    assert curves[0].equals(curves[1])
 
 
 # Apple silicon has no double precision on its GPU
@@ -185,7 +158,6 @@ def test_papermill_leaves_no_kernel_behind(tmp_path, noise, victim):
 RANKED = """
 import os
 from imgtx_nb.training import Trainer, fit
-from imgtx_nb.config import RunConfig
 rank, plain = int(os.environ["RANK"]), Trainer.step
 {more}
 for given in {runs}:

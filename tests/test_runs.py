@@ -2,17 +2,15 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from small_runs import BIN, ENV, same_outcome, small, source
 
 from imgtx_nb.runs import load_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, and launched by Unix's torchrun")
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""}
-BIN = Path(sys.executable).parent
 
 
 def run(*command, env=ENV):
@@ -21,35 +19,17 @@ def run(*command, env=ENV):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def noise(tmp_path_factory):
-    "An .npz of small pictures."
-    path, draw = tmp_path_factory.mktemp("data")/"noise.npz", np.random.default_rng(0).integers
-    np.savez(path, train_images=draw(0, 256, (64, 8, 8, 3), dtype=np.uint8), train_labels=np.zeros(64, int),
-             test_images=draw(0, 256, (9, 8, 8, 3), dtype=np.uint8), test_labels=np.zeros(9, int))
-    return path
-
-
-def config(noise, folder, **kwargs):
-    "Source text of a small run's config."
-    settings = dict(dataset=str(noise), scale="tiny", n_layers=1, d_model=16, d_ff=16, batch_size=4, results_dir=str(folder)) | kwargs
-    return f"RunConfig(**{settings!r})"
-
-
-FIT = "from imgtx_nb.config import RunConfig; from imgtx_nb.training import fit; "
-
 # A parent that imports everything once and runs no thread, and forks a child for every attempt.
 KILL_AND_RESUME = """
 import os, random, signal, sys, time, warnings
-import torch
-{fit}
+import torch, imgtx_nb.training
 torch.set_num_threads(1)
 random.seed(0)
 warnings.simplefilter("ignore")
 kills = 0
 while True:
     child = os.fork()
-    if not child: fit({config}); os._exit(0)
+    if not child: exec({train!r}); os._exit(0)
     patience = random.uniform(.05, .4) if kills < {kills} else 600
     end = time.monotonic() + patience
     while time.monotonic() < end:
@@ -59,17 +39,11 @@ while True:
 """
 
 
-def same_outcome(a, b):
-    assert (a/"model.safetensors").read_bytes() == (b/"model.safetensors").read_bytes()
-    curves = [pd.read_csv(folder/"metrics.csv").drop(columns="images_per_second") for folder in (a, b)]
-    assert curves[0].equals(curves[1]) and curves[0].step.is_unique and curves[0].step.is_monotonic_increasing
-
-
-@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 10))])
+@pytest.mark.parametrize("kills", [int(os.environ.get("KILLS", 20))])
 def test_killed_at_any_instant_a_run_ends_the_same(tmp_path, noise, kills):
     long = dict(max_steps=120 * kills, eval_every=5, dropout=.2, horizontal_flips=True)
-    run(sys.executable, "-c", FIT + f"fit({config(noise, tmp_path, run_name='straight', **long)})")
-    said = run(sys.executable, "-c", KILL_AND_RESUME.format(fit=FIT, config=config(noise, tmp_path, run_name="killed", **long), kills=kills))
+    run(sys.executable, "-c", source(small(noise, tmp_path, run_name="straight", **long)))
+    said = run(sys.executable, "-c", KILL_AND_RESUME.format(train=source(small(noise, tmp_path, run_name="killed", **long)), kills=kills))
     assert int(said.split()[-1]) == kills
     same_outcome(tmp_path/"straight", tmp_path/"killed")
 
@@ -78,7 +52,7 @@ def test_a_run_is_the_same_with_another_number_of_threads(tmp_path, noise):
     "With two threads, their number is chosen by measurements as the run goes."
     long = dict(max_steps=20, eval_every=10, dropout=.2, d_model=64, n_layers=2, batch_size=32)
     for n in (1, 2):
-        code = FIT + f"import torch; fit({config(noise, tmp_path, run_name=str(n), **long)}); from imgtx_nb.processor import _Threads; print(_Threads.found, torch.get_num_threads())"
+        code = source(small(noise, tmp_path, run_name=str(n), **long)) + "; import torch; from imgtx_nb.processor import _Threads; print(_Threads.found, torch.get_num_threads())"
         found = run(sys.executable, "-c", code, env=ENV | {"OMP_NUM_THREADS": str(n), "MKL_NUM_THREADS": str(n)}).split()[-2:]
         assert found == ["None", "1"] if n == 1 else found[0] in "12" and found[1] == "2"
     one, two = (load_run(tmp_path/name)[0].state_dict() for name in "12")
@@ -90,7 +64,7 @@ LAUNCHERS = {"torchrun": ["torchrun", "--standalone", "--nproc_per_node", "2"],
 
 
 def test_two_processes_compute_what_one_does(tmp_path, noise):
-    train = lambda name: FIT + f"fit({config(noise, tmp_path, run_name=name, max_steps=6, eval_every=3, dropout=0)})"
+    train = lambda name: source(small(noise, tmp_path, run_name=name, max_steps=6, eval_every=3, dropout=0))
     metrics = lambda name: pd.read_csv(tmp_path/name/"metrics.csv").drop(columns="images_per_second")
     bits = lambda name: pd.read_json(tmp_path/name/"summary.json", typ="series").test_bits_per_dim
     run(sys.executable, "-c", train("one"))
