@@ -8,7 +8,7 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
            'context_markdown', 'draw_samples', 'draw_curves', 'draw_budget', 'ablation_table', 'ablation_markdown',
            'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
 
-# %% ../nbs/14_results.ipynb #6c1f8265
+# %% ../nbs/14_results.ipynb #9edd6437
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -26,8 +26,8 @@ from .config import model_title, row_label, scheme_settings
 from .data import digest, find_path, image_grid, load_images
 from .masks import draw_schemes
 from .parameters import stated
-from .runs import (has_weights, load_run, read_config, read_json, read_metrics, refuse_other_data,
-                           write_json, write_whole)
+from .runs import (has_weights, load_run, noted_images, read_config, read_json, read_metrics,
+                           refuse_other_data, write_json, write_whole)
 from .sampling import complete, sample
 from .training import evaluate
 
@@ -51,13 +51,12 @@ def draw_run(
     completions = [complete(model, truth, rows, temperature, seed) for temperature in TEMPERATURES]
     _save_sheet(folder/"completions.png", [given, *completions, truth])
 
-# %% ../nbs/14_results.ipynb #2c998902
+# %% ../nbs/14_results.ipynb #bd1bf3b5
 def load_run_and_test(folder): # -> the model, where it is fastest, its RunConfig, and its test images
     "A trained model and the images that it was not trained on; raises `ValueError` if they have changed."
     (model, config), path = load_run(folder), find_path(folder)
     test = load_images(config.dataset, "test", config.data_root)[0]
-    known = (read_json(path/"summary.json") if (path/"summary.json").exists() else {}).get("dataset", {})
-    refuse_other_data(path, known.get("digest"), {"test": digest(test)})
+    refuse_other_data(path, noted_images(path), {"test": digest(test)})
     return model.cuda() if torch.cuda.is_available() else model, config, test
 
 # %% ../nbs/14_results.ipynb #87672a7b

@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator', 'History',
            'Keeper', 'train', 'interrupts', 'fit', 'from_main']
 
-# %% ../nbs/12_training.ipynb #8a29bbc7
+# %% ../nbs/12_training.ipynb #319c9624
 import math
 import os
 import signal
@@ -30,7 +30,7 @@ from .data import digest, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
 from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights, load_run,
-                           read_checkpoints, read_config, read_json, refuse_other, refuse_other_data,
+                           noted_images, read_checkpoints, read_config, refuse_other, refuse_other_data,
                            versions, write_checkpoint, write_json, write_metrics, write_weights)
 
 # %% ../nbs/12_training.ipynb #e8a2304a
@@ -384,7 +384,7 @@ def interrupts():
         finally:
             for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/12_training.ipynb #a286f4cd
+# %% ../nbs/12_training.ipynb #cf9f2995
 @flush_denormals()
 def fit(
     config, # a RunConfig
@@ -405,7 +405,6 @@ def fit(
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
         bits = evaluate(trainer.scored, images["test"])
         keeper.keep(_write_summary, _summarize(trainer, history, images, digests, bits))
-        accelerator.wait_for_everyone()
     return run.path
 
 # %% ../nbs/12_training.ipynb #f2f82e0f
@@ -435,14 +434,13 @@ def _same_everywhere(config, images): # {split: images} -> {split: digest}
             raise ValueError(f"Processes have different parameters ({', '.join(names)}): give all the same.")
     return digests
 
-# %% ../nbs/12_training.ipynb #fb020b5d
+# %% ../nbs/12_training.ipynb #79d4f437
 def _claim(run, held): run.open(); held.enter_context(run.lock())
 
 def _finished(run, digests):
     run.check()
     if not run.done: return False
-    known = read_json(run.path/"summary.json").get("dataset") or {}
-    refuse_other_data(run.path, known.get("digest"), digests)
+    refuse_other_data(run.path, noted_images(run.path), digests)
     state = None if (run.path/"metrics.csv").exists() else next(read_checkpoints(run.path), None)
     if state: write_metrics(run.path, state["history"]["rows"])
     return True

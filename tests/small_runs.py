@@ -1,5 +1,6 @@
 "Small runs on small pictures, as scripts, and when two of them have the same outcome."
 import os
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,13 @@ from imgtx_nb.config import RunConfig
 
 BIN = Path(sys.executable).parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
+
+
+def run(*command, cwd=None, env=ENV):
+    "What a program prints; it has to end well."
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def small(noise, folder, **more):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from small_runs import BIN, ENV, same_outcome, small, source
+from small_runs import BIN, ENV, run, same_outcome, small, source
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,12 +26,6 @@ from imgtx_nb.training import evaluate
 
 fcntl = pytest.importorskip("fcntl", reason="other systems are imitated on Unix")
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def run(code, cwd, env=None, options=()):
-    done = subprocess.run([sys.executable, *options, "-c", code], cwd=cwd, env=env or ENV, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.strip()
 
 
 def wait_for(condition, seconds=60):
@@ -97,7 +91,7 @@ draw_run(folder, n=2); write_results([folder], {results!r})
 
 def test_no_text_is_written_in_the_systems_encoding(tmp_path, noise):
     code = EVERYTHING.format(fit=source(small(noise, tmp_path, run_name="run", max_steps=2)), results=str(tmp_path))
-    run(code, tmp_path, options=("-X", "warn_default_encoding"))
+    run(sys.executable, "-X", "warn_default_encoding", "-c", code, cwd=tmp_path)
     assert (tmp_path/"table1.md").exists()
 
 
@@ -112,7 +106,7 @@ def test_an_installed_package_works_from_the_users_folder(tmp_path, noise):
     git = ["git", "-c", "user.name=a", "-c", "user.email=b", "-C", own]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "somebody else's"]): subprocess.run([*git, *command], check=True)
     code = source(small(noise, "results", run_name="run", max_steps=2)) + "; import imgtx_nb; print(imgtx_nb.__file__)"
-    where = run(code, own, env=ENV | {"PYTHONPATH": str(site)})
+    where = run(sys.executable, "-c", code, cwd=own, env=ENV | {"PYTHONPATH": str(site)})
     assert where.startswith(str(site))
     assert json.loads((own/"results"/"run"/"summary.json").read_text())["commit"] == "unknown"
 
@@ -125,8 +119,6 @@ LONG = dict(max_steps=4000, eval_every=4000, dropout=.2)
 def started(path):
     "Has the run written its first line of metrics?"
     return (path/"metrics.csv").exists()
-
-
 
 
 def test_a_schedulers_signal_saves_and_says_how_to_go_on(tmp_path, noise):
@@ -157,6 +149,7 @@ def test_papermill_leaves_no_kernel_behind(tmp_path, noise, victim):
 
 RANKED = """
 import os
+from imgtx_nb.config import RunConfig
 from imgtx_nb.training import Trainer, fit
 rank, plain = int(os.environ["RANK"]), Trainer.step
 {more}
@@ -196,16 +189,16 @@ def test_machines_that_share_no_folder_train_one_run(tmp_path, noise):
     "The second process has a results folder of its own. A run is interrupted and resumed; what one process refuses, both refuse."
     first, folders = tmp_path/"first", [str(tmp_path/"first"), str(tmp_path/"second")]
     config = lambda name: small(noise, first, run_name=name, max_steps=8, eval_every=4, dropout=.2)
-    run = lambda name, **by_rank: given(config(name), results_dir=folders, **by_rank)
+    of = lambda name, **by_rank: given(config(name), results_dir=folders, **by_rank)
     with np.load(noise) as arrays: np.savez(tmp_path/"other.npz", **dict(arrays) | {"test_images": arrays["test_images"] + 1})
     write_json(Path(first, "orphan").mkdir(parents=True) or first/"orphan"/"summary.json", {})
-    other = run("other", dataset=[str(noise), str(tmp_path/"other.npz")])
+    other = of("other", dataset=[str(noise), str(tmp_path/"other.npz")])
     crash = "def step(self, n):\n    if n == 6: raise RuntimeError('crash')\n    return plain(self, n)\n"
-    said, failed = launch(tmp_path, f"[{run('orphan')}, {other}, {run('mixed', seed=[0, 1])}, {run('straight')}]").communicate(timeout=120)
+    said, failed = launch(tmp_path, f"[{of('orphan')}, {other}, {of('mixed', seed=[0, 1])}, {of('straight')}]").communicate(timeout=120)
     for sentence in ("has summary.json but no config.json", "processes read different images", "different parameters (seed)"):
         assert said.count(sentence) == 2, failed[-3000:]
-    assert launch(tmp_path, f"[{run('resumed')}]", crash + "Trainer.step = step").wait(timeout=120) != 0
-    assert launch(tmp_path, f"[{run('resumed')}]").wait(timeout=120) == 0
+    assert launch(tmp_path, f"[{of('resumed')}]", crash + "Trainer.step = step").wait(timeout=120) != 0
+    assert launch(tmp_path, f"[{of('resumed')}]").wait(timeout=120) == 0
     same_outcome(first/"straight", first/"resumed")
     assert not (tmp_path/"second").exists() and not (first/"other").exists()
 

@@ -1,22 +1,15 @@
 "What a notebook cannot test from within: runs that are killed, and runs on several processes."
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from small_runs import BIN, ENV, same_outcome, small, source
+from small_runs import BIN, ENV, run, same_outcome, small, source
 
 from imgtx_nb.runs import load_run
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, and launched by Unix's torchrun")
-
-
-def run(*command, env=ENV):
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 # A parent that imports everything once and runs no thread, and forks a child for every attempt.
