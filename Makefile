@@ -22,21 +22,22 @@ $(ENV): constraints.txt settings.ini setup.py
 	@touch $@
 
 study: env  ## Run the whole study at scale tiny on photo patches: table and figures in results/photo_patches-tiny/
-	@echo "Running every row of the table at scale tiny on photo patches (minutes on two cores) ..."
+	@echo "Five tiny models learn from patches of photographs, offline. What is done is not done again."
 	@mkdir -p $(STUDY)
-	$(BIN)/papermill nbs/study.ipynb $(STUDY)/study.ipynb --log-output --no-progress-bar
-	@echo; cat $(STUDY)/table1.md; echo; echo "Table, figures and a folder for each run are in $(STUDY)/."
+	@$(BIN)/papermill nbs/study.ipynb $(STUDY)/study.ipynb
+	@echo; cat $(STUDY)/table1.md; echo; echo "Table, figures and a folder for each run are in $(STUDY)/; study.ipynb shows them all."
 
 benchmark: env  ## Measure training and sampling against the plain way: tables and plots in results/benchmark/
 	@echo "Measuring speed and memory of every model at full size (a quarter of an hour on two quiet cores) ..."
 	@mkdir -p results/benchmark
-	$(BIN)/papermill nbs/benchmark.ipynb results/benchmark/benchmark.ipynb --log-output --no-progress-bar
+	@$(BIN)/papermill nbs/benchmark.ipynb results/benchmark/benchmark.ipynb
 	$(BIN)/nbdev_clean --fname results/benchmark
 
 test: env  ## Run all tests: every notebook's, and the project's own
-	@echo "Running the tests of every notebook, then the project's own ..."
-	$(TEST_THREADS) $(BIN)/nbdev_test --n_workers 2 --timing
-	$(TEST_THREADS) $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal tests/test_runs.py tests/test_machines.py tests
+	@echo "Running the tests of every notebook in nbs/ ..."
+	$(TEST_THREADS) $(BIN)/nbdev_test --n_workers 2 --do_print
+	@echo "Running the project's own tests in tests/ ..."
+	$(TEST_THREADS) $(BIN)/python -m pytest -v --numprocesses 2 --dist worksteal tests/test_runs.py tests/test_machines.py tests
 
 docs: env  ## Render the documentation site to _docs/ (with Quarto if there is one, else in pure Python)
 	$(BIN)/python tools/docs.py
@@ -45,7 +46,7 @@ readme: env  ## Write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
 lab: env  ## Open JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/00_start_here.ipynb
 
 clean:  ## Remove what was built: the site and its cache (never results/ or data/)
 	rm -rf _docs _proc build *.egg-info

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'RETIRED', 'Data', 'Learning', 'Running', 'parameters', 'concerning', 'filled', 'RunConfig', 'differing',
-           'scheme_settings', 'distinction', 'default_name', 'model_title', 'in_words', 'row_label', 'config_from',
-           'build_scheme', 'refuse_small', 'build_model', 'published', 'parameter_lines']
+           'scheme_settings', 'distinction', 'default_name', 'model_title', 'in_words', 'row_label', 'config_rows',
+           'config_from', 'build_scheme', 'refuse_small', 'build_model', 'published', 'parameter_lines']
 
 # %% ../nbs/12_config.ipynb #7c575768
 import hashlib
@@ -23,38 +23,36 @@ from .parameters import checked, refuse_unknown, setting, stated
 # %% ../nbs/12_config.ipynb #96ba9d66
 SCALES = ("paper", "laptop", "tiny")
 
-# %% ../nbs/12_config.ipynb #c03835e0
+# %% ../nbs/12_config.ipynb #44173dc3
 @dataclass
 class Data:
     "What is learned, and what learns it."
-    dataset: str = setting("cifar10",
-                           "cifar10, photo_patches, or a path to an .npz file or a folder of images")
+    dataset: str = setting(
+        "cifar10", "images: cifar10, photo_patches, or a path to an .npz file or a folder")
     data_root: str = setting("data", "folder of downloads and caches", numbers=False)
     horizontal_flips: bool = setting(False, "mirror training images at random")
     scale: str = setting("paper", "how large the model is and how long it learns", choices=SCALES)
     model: str = setting("transformer", "what learns", choices=MODELS)
 
-# %% ../nbs/12_config.ipynb #dae24750
+# %% ../nbs/12_config.ipynb #0c6f8b4c
 @dataclass
 class Learning:
     "How a model learns."
     batch_size: int = setting(32, "images a step, over all processes", least=1, most=1_000_000)
-    max_steps: int = setting(156_250, "steps of the optimiser; 156,250 are 100 epochs of CIFAR-10", least=1)
-    warmup_steps: int = setting(1, "steps to the peak learning rate; left out: at most a fifth of max_steps",
-                                least=1)
+    max_steps: int = setting(156_250, "optimiser steps; 156,250 are 100 epochs of CIFAR-10", least=1)
+    warmup_steps: int = setting(1, "to the peak; left out: at most max_steps / 5", least=1)
     optimizer: str = setting("adam", "Adam, or Muon for the matrices inside the layers",
                              choices=("adam", "muon"))
-    schedule: str = setting("cosine", "how the learning rate falls after its peak",
-                            choices=("inverse_sqrt", "exponential", "cosine"))
+    schedule: str = setting("cosine", "learning rate", choices=("inverse_sqrt", "exponential", "cosine"))
     learning_rate: float = setting(1e-3, "peak of the learning rate", above=0, most=10)
-    ema_decay: float = setting(0., "of the averaged weights; 0 keeps no average", least=0, below=1)
+    ema_decay: float = setting(0., "of the averaged weights; 0 keeps none", least=0, below=1)
     eval_every: int = setting(2000, "steps between validations", least=1)
 
-# %% ../nbs/12_config.ipynb #6473d0a9
+# %% ../nbs/12_config.ipynb #cb1cd344
 @dataclass
 class Running:
     "How and where a run is executed."
-    precision: str = setting("auto", "of the network; auto is bfloat16 on CUDA and float32 on a CPU",
+    precision: str = setting("auto", "auto is bfloat16 on CUDA and float32 on a CPU",
                              choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(None, "torch.compile; left out: on CUDA")
     seed: int = setting(0, "of weights, batches, flips, dropout and pictures", least=0, most=2**31)
@@ -219,6 +217,24 @@ def row_label(config, told=()): # a RunConfig, and the names of what is told els
     shown = {name: value for name, value in settings.items() if name not in ("attention", *told)}
     return ", ".join(filter(None, [model_title(config), in_words(shown)]))
 
+# %% ../nbs/12_config.ipynb #60ab680f
+def config_rows(config): # a RunConfig -> a list of dictionaries: parameter, value, usual, meaning
+    "What a run is, and a row for each parameter that is not as usual at its scale: for a table."
+    shown = _values(config, ["dataset", "model", "scale", "run_name"])
+    usual = {name: "" for name in shown} | _usual_values(config, [*shown])
+    values = _values(config, usual) | {"model": model_title(config)}
+    return [dict(parameter=name, value=values[name], usual=usual[name],
+                 meaning=stated(config)[name].metadata["meaning"]) for name in usual]
+
+# %% ../nbs/12_config.ipynb #2957a2c4
+def _usual_values(config, told): # a RunConfig, names to leave out -> {name: usual value}, where it is not set
+    kind = _values(config, ["dataset", "scale", "model"]) | {"run_name": "usual"}
+    first = RunConfig(**kind)
+    same = RunConfig(**kind, attention=config.attention, max_steps=config.max_steps)
+    usual = vars(same) | _values(first, ["attention", "max_steps"])
+    is_new = lambda name: getattr(config, name) not in (None, usual[name])
+    return {name: usual[name] for name in stated(config) if name not in told and is_new(name)}
+
 # %% ../nbs/12_config.ipynb #8c6a771a
 RETIRED = {"embedding": "linear", "weight_decay": 0.}
 
@@ -273,27 +289,34 @@ def published(name): # of a parameter -> {name of a model or scheme: value}
         if name in stated(kind): values[word] = stated(kind)[name].default
     return values
 
-# %% ../nbs/12_config.ipynb #2079f031
+# %% ../nbs/12_config.ipynb #4b0d6d36
 def _published_words(name):
-    values = published(name)
-    told = {word: value for word, value in values.items() if value is not None}
-    if told and len({*values.values()}) == 1: return str(told.popitem()[1])
-    return ", ".join(f"{value} ({word})" for word, value in told.items())
+    (_, first), *others = published(name).items()
+    unlike = ", ".join(f"{word}: {value}" for word, value in others if value != first)
+    return f"published {first} ({unlike})" if unlike else f"published {first}"
+
+def _marked(choices, values): # the choices, {name of a model or scheme: published value}
+    usual = next(iter(values.values()), None)
+    def marked(choice):
+        owners = [word for word, value in values.items() if value == choice]
+        words = "published" if choice == usual else ", ".join(owners)
+        return f"{choice} ({words})" if words else choice
+    return [marked(choice) for choice in choices]
 
 # %% ../nbs/12_config.ipynb #cbfb937b
 def parameter_lines(): # -> a list of lines of Python
     "The parameters cell of `train.ipynb`: a typed line for each parameter, with its meaning."
     return [_parameter_line(name, kinds) for name, kinds in parameters().items()]
 
-# %% ../nbs/12_config.ipynb #68f2c5a4
+# %% ../nbs/12_config.ipynb #d4cc7f95
 def _parameter_line(name, kinds):
     _, kind, f = _as_field(name, kinds)
     owners = [word for word, owner in (MODELS | SCHEMES).items() if owner in kinds]
     whose = "" if len(owners) in (0, len(MODELS)) else ", ".join(owners) + ": "
-    words = [whose + f.metadata["meaning"], _listed(f.metadata.get("choices", ()))]
-    told = _published_words(name) if f.default is None else ""
-    if told: words.append(f"published: {told}")
-    return f"{f'{name}: {kind.__name__} = {f.default!r}':<34}# " + "; ".join(filter(None, words))
+    choices, values = f.metadata.get("choices", ()), published(name) if f.default is None else {}
+    words = [whose + f.metadata["meaning"], _listed(_marked(choices, values))]
+    if not choices and {*values.values()} - {None}: words.append(_published_words(name))
+    return f"{f'{name}: {kind.__name__} = {f.default!r}':<31}# " + "; ".join(filter(None, words))
 
 def _listed(words): # -> "paper, laptop or tiny"
     *first, last = words or [""]

@@ -155,14 +155,13 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #76a26ac8
+# %% ../nbs/08_pixelcnnpp.ipynb #6e577613
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
     dropout: float = setting(.5, "probability of dropping a feature inside a block", least=0, below=1)
-    recompute: bool = setting(False, "half the memory for a third more arithmetic: "
-                                     "compute blocks again in the backward pass", numbers=False)
+    recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
     adam, scales = dict(betas=(.95, .9995), eps=1e-8), _SCALES

@@ -5,10 +5,14 @@
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_test', 'table_row', 'table1', 'write_table',
            'where_from', 'markdown_table', 'number', 'table1_markdown', 'context_use', 'context_table',
-           'context_markdown', 'draw_samples', 'draw_curves', 'draw_budget', 'ablation_table', 'ablation_markdown',
-           'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
+           'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'ablation_table',
+           'ablation_markdown', 'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results',
+           'save_figure']
 
-# %% ../nbs/16_results.ipynb #9edd6437
+# %% ../nbs/16_results.ipynb #d92a2edc
+import io
+import time
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -25,31 +29,35 @@ from .config import RunConfig, build_scheme, differing, distinction, in_words
 from .config import model_title, row_label, scheme_settings
 from .data import digest, find_path, image_grid, load_images
 from .masks import draw_schemes
-from .parameters import stated
+from .parameters import checked, stated
+from .progress import in_lab
 from .runs import (has_weights, load_run, noted_images, read_config, read_json, read_metrics,
                            refuse_other_data, write_json, write_whole)
 from .sampling import complete, sample
 from .training import evaluate
 
-# %% ../nbs/16_results.ipynb #4ebca22c
+# %% ../nbs/16_results.ipynb #9909ccad
 TEMPERATURES = (.8, .9, 1.)
+_SHEETS = "samples", "completions"
 
 def draw_run(
     folder,     # the folder of a run that is done
     n=8,        # samples, and completions
     seed=None,  # the run's own seed by default
 ):
-    "Write `samples.png` and `completions.png` of a run, unless they are there."
-    folder = find_path(folder)
-    if (folder/"samples.png").exists() and (folder/"completions.png").exists(): return
+    """Write `samples.png` and `completions.png` of a run, with another seed in their names,
+    unless they are there."""
+    folder, usual = find_path(folder), read_config(find_path(folder)).seed
+    seed = usual if seed is None else checked("seed", seed, int, least=0)
+    samples, completions = (folder/f"{name}{f'-seed_{seed}' * (seed != usual)}.png" for name in _SHEETS)
+    if samples.exists() and completions.exists(): return
     model, config, test = load_run_and_test(folder)
-    seed = config.seed if seed is None else seed
     truth = test[torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:n]]
     rows = truth.shape[2] // 2
     given = truth.clone(); given[:, :, rows:] = 0
-    _save_sheet(folder/"samples.png", [sample(model, n, seed=seed)])
-    completions = [complete(model, truth, rows, temperature, seed) for temperature in TEMPERATURES]
-    _save_sheet(folder/"completions.png", [given, *completions, truth])
+    _save_sheet(samples, [sample(model, n, seed=seed)])
+    completed = [complete(model, truth, rows, temperature, seed) for temperature in TEMPERATURES]
+    _save_sheet(completions, [given, *completed, truth])
 
 # %% ../nbs/16_results.ipynb #bd1bf3b5
 def load_run_and_test(folder): # -> the model, where it is fastest, its RunConfig, and its test images
@@ -161,12 +169,13 @@ def where_from(
     tell = {"dataset": "{}", "scale": "scale {}", "hardware": "{}", "commit": "commit {}"}
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
 
-# %% ../nbs/16_results.ipynb #77a0ffff
+# %% ../nbs/16_results.ipynb #f0f25650
 def markdown_table(
-    frame, # a DataFrame of text
-):         # markdown
+    frame,       # a DataFrame of text
+    side="---:", # of all columns but the first; "---" for text
+):               # markdown
     "A table for people."
-    rows = [[*frame], ["---"] + ["---:"] * (frame.shape[1] - 1), *frame.values.tolist()]
+    rows = [[*frame], ["---"] + [side] * (frame.shape[1] - 1), *frame.astype(str).values.tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 # %% ../nbs/16_results.ipynb #614f4863
@@ -268,7 +277,7 @@ def _caption(fig, title, table=None):
 def _wrapped(text, width): # in lines of at most so many letters, with "name = value" on one line
     return fill(text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), width)
 
-# %% ../nbs/16_results.ipynb #93a5ca2e
+# %% ../nbs/16_results.ipynb #ccbf56ed
 def draw_samples(
     folder, # the folder of a run with pictures
 ):          # the matplotlib figure
@@ -286,7 +295,8 @@ def draw_samples(
     for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:4], 1))
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
-    return _caption(fig, f"{_without(table.loc[0], ())}: {table.bits_per_dim[0]:.3f} bits/dim", table)
+    score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"
+    return _caption(fig, f"{_without(table.loc[0], ())}: {score}", table)
 
 # %% ../nbs/16_results.ipynb #a9d6f919
 def _sides(folder): # a run folder with pictures -> height and width of its images
@@ -315,6 +325,37 @@ def draw_curves(
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.legend(title="dots: validation; thin lines: training", fontsize=7.5, title_fontsize=8)
     return _caption(fig, "Learning curves", table)
+
+# %% ../nbs/16_results.ipynb #c7bd02a7
+@contextmanager
+def live_curve(
+    seconds=5, # between two drawings
+):             # yields a function of all lines of metrics so far, for `fit`
+    "The learning curve of a run in JupyterLab, drawn again and again while the run learns."
+    from IPython.display import HTML, Image, display
+    visible, drawn = in_lab(), -np.inf
+    if visible: place = display(HTML(""), display_id=True)
+    def show(lines):
+        nonlocal drawn
+        if not visible or len(lines) < 2 or time.monotonic() < drawn + seconds: return
+        place.update(Image(_picture(_draw_lines(pd.DataFrame(lines)))))
+        drawn = time.monotonic()
+    yield show
+    if visible: place.update(HTML(""))
+
+# %% ../nbs/16_results.ipynb #6010e673
+def _draw_lines(metrics): # a DataFrame -> the matplotlib figure
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    ax.plot(metrics.step, metrics.train_bits_per_dim, lw=1, alpha=.6, label="training")
+    valid = metrics[["step", "valid_bits_per_dim"]].dropna().values
+    if len(valid): ax.plot(*valid.T, "o-", ms=4, label="validation")
+    ax.set(xlabel="step", ylabel="bits/dim"); ax.legend()
+    return fig
+
+def _picture(fig): # -> bytes of a PNG
+    fig.savefig(file := io.BytesIO(), format="png")
+    plt.close(fig)
+    return file.getvalue()
 
 # %% ../nbs/16_results.ipynb #561f3fd8
 def draw_budget(
@@ -502,7 +543,7 @@ def _draw_channels(ax, pmfs, truth): # axes, [256] for each channel, and the thr
     seen = [*torch.stack(pmfs).amax(0).gt(.002).nonzero().flatten().tolist(), *truth.tolist()]
     ax.set(xlabel="8-bit value", xlim=(max(0, min(seen) - 5), min(255, max(seen) + 5)))
 
-# %% ../nbs/16_results.ipynb #a57e8173
+# %% ../nbs/16_results.ipynb #762e6141
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
@@ -511,15 +552,22 @@ def write_results(
     table, results, folders = table1(folders), Path(results_dir), [find_path(f) for f in folders]
     results.mkdir(parents=True, exist_ok=True)
     write_table(results/"table1", table, table1_markdown)
-    write_table(results/"context_use", context_table(folders), context_markdown)
+    drawn = [folder for folder in folders if _drawn(folder)]
+    if drawn: write_table(results/"context_use", context_table(drawn), context_markdown)
     schemes = [*dict.fromkeys(filter(None, (build_scheme(read_config(f)) for f in folders)))]
     if schemes: save_figure(draw_schemes(schemes, (20, 12), 32, 32), results/"schemes.png")
-    for folder in folders: save_figure(draw_samples(folder), results/f"samples-{folder.name}.png")
+    for folder in drawn: save_figure(draw_samples(folder), results/f"samples-{folder.name}.png")
     save_figure(draw_curves(folders), results/"learning_curves.png")
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
     loadable = [folder for folder in ranked if has_weights(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     return table
+
+# %% ../nbs/16_results.ipynb #d6a8cf5e
+def _drawn(folder): # whether a run has its pictures; they are made if its weights and its images are here
+    try: draw_run(folder); context_use(folder)
+    except (FileNotFoundError, ConnectionError): return False
+    return True
 
 # %% ../nbs/16_results.ipynb #30fca9ca
 def save_figure(fig, path): # a matplotlib figure, and where it goes

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METRICS', 'write_whole', 'write_json', 'read_json', 'read_config', 'RunFolder', 'refuse_other', 'noted_images',
            'refuse_other_data', 'forget_outcome', 'write_metrics', 'read_metrics', 'write_weights', 'has_weights',
-           'has_outcome', 'write_checkpoint', 'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions',
+           'kept_score', 'write_checkpoint', 'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions',
            'load_run']
 
 # %% ../nbs/13_runs.ipynb #646f4ff6
@@ -73,7 +73,7 @@ def read_config(folder): # of a run -> its RunConfig
     try: return config_from(read_json(path))
     except ValueError as e: raise ValueError(str(e) if str(path) in str(e) else f"{path}: {e}") from None
 
-# %% ../nbs/13_runs.ipynb #327edc9a
+# %% ../nbs/13_runs.ipynb #a3619913
 class RunFolder:
     "The folder of one run."
     def __init__(self,
@@ -100,7 +100,7 @@ class RunFolder:
     @property
     def done(self):
         "Has the run ended, with an outcome and weights that can be read?"
-        return has_outcome(self.path) and has_weights(self.path)
+        return kept_score(self.path) is not None and has_weights(self.path)
 
 # %% ../nbs/13_runs.ipynb #b798e313
 def _refuse_orphans(path):
@@ -189,7 +189,7 @@ def write_weights(path, model): # the folder of a run, and an AutoregressiveMode
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
 
-# %% ../nbs/13_runs.ipynb #25b6b483
+# %% ../nbs/13_runs.ipynb #b08721bf
 def has_weights(path): # the folder of a run -> bool
     "Are there weights, and do they fit the model of the run?"
     try:
@@ -199,10 +199,11 @@ def has_weights(path): # the folder of a run -> bool
         return shapes == {name: tuple(x.shape) for name, x in model.state_dict().items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError): return False
 
-def has_outcome(path): # the folder of a run -> bool
-    "Is there a summary with a score?"
-    try: return isinstance(read_json(path/"summary.json").get("test_bits_per_dim"), (int, float))
-    except (OSError, ValueError): return False
+def kept_score(path): # the folder of a run -> bits/dim of the test images, or None
+    "The score in the summary of a run, if it has one."
+    try: bits = read_json(path/"summary.json").get("test_bits_per_dim")
+    except (OSError, ValueError): return None
+    return bits if isinstance(bits, (int, float)) else None
 
 # %% ../nbs/13_runs.ipynb #26d28f09
 def write_checkpoint(

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['seeded', 'grow', 'sample', 'complete']
 
-# %% ../nbs/15_sampling.ipynb #93721db8
+# %% ../nbs/15_sampling.ipynb #db4442d2
 from contextlib import contextmanager, nullcontext
 
 import torch
-from tqdm.std import tqdm
 
 from .autoregressive import evaluating
+from .data import as_images
 from .parameters import checked
 from .processor import quick_threads
+from .progress import Bar
 
 # %% ../nbs/15_sampling.ipynb #105868ad
 @contextmanager
@@ -35,7 +36,7 @@ def _seed_on(device, seed): # that device alone: torch.manual_seed would seed al
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         torch.get_device_module(device).manual_seed(seed)
 
-# %% ../nbs/15_sampling.ipynb #5368750e
+# %% ../nbs/15_sampling.ipynb #18d9c70b
 @torch.no_grad()
 def grow(
     model,           # an AutoregressiveModel
@@ -49,10 +50,11 @@ def grow(
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]
     pixels = [*given.unbind(1)]
-    with evaluating(model), seeded(seed, device), quick_threads(device) as tune:
+    with (evaluating(model), seeded(seed, device), quick_threads(device) as tune,
+          Bar(range(n_given, height * width), desc="sampling", delay=1, leave=False) as bar):
         decoder = model.decoder(len(given), condition)
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
-        for t in tqdm(range(n_given, height * width), unit="pixel", mininterval=1, leave=False):
+        for t in bar:
             tune()
             params = decoder.step(pixels[-1] if pixels else None)
             pixels.append(model.likelihood(params).tempered(temperature).sample())
@@ -74,17 +76,17 @@ def sample(
     with seeded(seed): first = torch.randint(0, 256, (n, 1, 3))
     return grow(model, first if first_pixel == "random" else first[:, :0], temperature, seed, condition)
 
-# %% ../nbs/15_sampling.ipynb #dd3574f5
+# %% ../nbs/15_sampling.ipynb #383df4dd
 def complete(
     model,           # an AutoregressiveModel
-    images,          # uint8 [N, 3, H, W], of the shape that the model was built for
+    images,          # uint8 [N, 3, H, W] of the model's shape; or picture files or Pillow images, of any size
     rows,            # how many of the upper rows to keep, 0 to H
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
     condition=None,  # what the model may see of every pixel beforehand; no model takes one yet
 ):                   # uint8 [N, 3, H, W], with the upper rows kept
-    "Continue images from their upper rows; raises `ValueError` or `TypeError` in one sentence."
-    images = _of_the_shape(model, torch.as_tensor(images))
+    "Continue images from their upper rows; raises `ValueError`, `TypeError` or `FileNotFoundError`."
+    images = _of_the_shape(model, as_images(images, model.image_shape))
     height, width = images.shape[-2:]
     rows = checked("rows", rows, int, least=0, most=height)
     given = images.flatten(2)[:, :, :rows * width].transpose(1, 2).long()

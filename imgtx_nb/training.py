@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator', 'History',
-           'Keeper', 'train', 'interrupts', 'fit', 'from_main']
+           'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main']
 
-# %% ../nbs/14_training.ipynb #319c9624
+# %% ../nbs/14_training.ipynb #349624eb
 import math
 import os
-import signal
-import threading
 import time
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -21,17 +19,18 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.optim.swa_utils import AveragedModel
-from tqdm.std import tqdm
 
 from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats, refuse_condition
-from .config import build_model, config_from, differing, refuse_small
-from .data import digest, load_splits
+from .config import build_model, config_from, differing, model_title, refuse_small
+from .data import as_images, digest, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
-from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights, load_run,
-                           noted_images, read_checkpoints, read_config, refuse_other, refuse_other_data,
-                           versions, write_checkpoint, write_json, write_metrics, write_weights)
+from .progress import Bar, Stopped, duration, handled, say
+from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights,
+                           kept_score, load_run, noted_images, read_checkpoints, read_config, refuse_other,
+                           refuse_other_data, versions, write_checkpoint, write_json, write_metrics,
+                           write_weights)
 
 # %% ../nbs/14_training.ipynb #e8a2304a
 def batch_indices(
@@ -121,32 +120,37 @@ class Averaged(AveragedModel):
         torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - kept)
         self.n_averaged += 1
 
-# %% ../nbs/14_training.ipynb #5bd240ad
+# %% ../nbs/14_training.ipynb #2372ad0d
 @flush_denormals()
 @torch.no_grad()
 def evaluate(
     model,          # an AutoregressiveModel
-    images,         # uint8 [N, 3, H, W]
+    images,         # uint8 [N, 3, H, W]; or picture files or Pillow images, of any size
     batch_size=32,  # images at a time; no number depends on it
     condition=None, # what the model may see of every pixel beforehand; no model takes one yet
     contexts=None,  # uint8 [N, 3, H, W], whose pixels the model is given; the images themselves by default
 ):                  # bits per dimension, a float
     "The exact bits per dimension of images; raises `ValueError` or `TypeError` in one sentence."
     refuse_condition(condition)
-    images, contexts = _paired(images, contexts)
+    images, contexts = _paired(as_images(images, model.image_shape), contexts)
     batch_size = checked("batch_size", batch_size, int, least=1)
     device, costs = next(model.parameters()).device, []
-    with evaluating(model), quick_threads(device) as tune:
+    with evaluating(model), quick_threads(device) as tune, _bar(images) as bar:
         for batch, context in zip(*(_own_share(x).split(batch_size) for x in (images, contexts))):
             tune()
             costs.append(nats(model(context.to(device)), batch.to(device), model.likelihood))
+            bar.update(len(batch))
     total = torch.cat(costs).cpu().double().sum().item() if costs else 0.
     return bits_per_dim(sum(gather_object([total])), images.numel())
 
-# %% ../nbs/14_training.ipynb #3cb109ce
+# %% ../nbs/14_training.ipynb #412b2e56
 def _own_share(x): # [N, ...] -> every n-th of them, for one of n processes
     state = PartialState(cpu=not torch.accelerator.is_available())
     return x[state.process_index::state.num_processes]
+
+def _bar(images): # a bar over this process's share, if it takes more than two seconds
+    quiet = {} if PartialState().is_main_process else {"disable": True}
+    return Bar(total=len(_own_share(images)), desc="scoring", delay=2, leave=False, **quiet)
 
 def _paired(images, contexts):
     images, contexts = map(torch.as_tensor, (images, images if contexts is None else contexts))
@@ -329,7 +333,7 @@ class Keeper:
         self.keep(write_checkpoint, history.step, state)
         self.saved = time.monotonic()
 
-# %% ../nbs/14_training.ipynb #78261559
+# %% ../nbs/14_training.ipynb #cc757ffa
 def train(
     trainer, # a Trainer
     history, # a History, at the step to go on from
@@ -337,38 +341,71 @@ def train(
     valid,   # uint8 [N, 3, H, W], validation images
     stopped, # a function: has somebody asked to stop?
     tune,    # a function that chooses the number of threads
+    view,    # a View of the history
 ):
     "All remaining steps of a run, with logging, validation and checkpoints."
-    config, bar = trainer.config, _bar(trainer.config, history, keeper)
-    log_every = max(1, min(100, config.max_steps // 100))
-    for step in bar:
+    config, log_every = trainer.config, max(1, min(100, trainer.config.max_steps // 100))
+    for step in view.bar:
         tune()
         with history.clock(): history.add(trainer.step(step))
-        at_end = history.step == config.max_steps
-        validate = at_end or history.step % config.eval_every == 0
+        validate = history.step % config.eval_every == 0 or history.step == config.max_steps
         log, stop = validate or history.step % log_every == 0, stopped()
+        view.update(validate)
         if log or stop:
             with history.clock(): _collect(history, trainer.raw, config)
         bits = evaluate(trainer.scored, valid) if validate else None
         stop = stop or validate and stopped()
         if validate and bits < history.best: history.best = bits; keeper.keep(write_weights, trainer.scored)
-        if log: _report(bar, history.line(config, bits)); keeper.keep(write_metrics, history.rows)
+        if log: history.line(config, bits); keeper.keep(write_metrics, history.rows); view.line()
         if validate or stop or log and keeper.overdue: keeper.save(trainer, history)
-        if stop: raise KeyboardInterrupt(f"Stopped after step {history.step} and saved: {_GO_ON}")
+        if stop: raise Stopped(f"Stopped after step {history.step} and saved: {_GO_ON}")
 
-# %% ../nbs/14_training.ipynb #f1fb04b0
+# %% ../nbs/14_training.ipynb #216f6305
 _GO_ON = "run the same cell or command again to go on from there."
 
-def _bar(config, history, keeper):
-    quiet = {} if keeper.accelerator.is_main_process else {"disable": True}
-    start, end = history.step, config.max_steps
-    return tqdm(range(start, end), initial=start, total=end, unit="step", mininterval=2, **quiet)
+# %% ../nbs/14_training.ipynb #4b3d47ce
+class View:
+    "What is seen of a run while it learns."
+    def __init__(self,
+        config,  # a RunConfig
+        history, # a History, at the step to go on from
+        show,    # a function of all lines of metrics so far; None shows nothing at all
+    ):
+        self.config, self.history, self.show, self.told, self.words = config, history, show, False, ""
+        self.start, self.seconds, self.seen = history.step, history.seconds, time.monotonic()
+        hidden = {} if show else {"disable": True}
+        self.bar = Bar(range(self.start, config.max_steps), initial=self.start,
+                       total=config.max_steps, **hidden)
 
-def _report(bar, row):
-    words = f"{row['train_bits_per_dim']:.3f} bits/dim, {row['images_per_second']:.1f} images/s"
-    bar.set_postfix_str(words, refresh=False)
+    def update(self, validating): # does a validation follow?
+        "Show the last steps, every two seconds."
+        self.bar.n = self.history.step
+        if not self.show or time.monotonic() < self.seen + 2 and not validating: return
+        self.words = _in_words(self)
+        self.bar.set_postfix_str(self.words + ", validating" * validating, refresh=validating)
+        spent, self.seen = self.history.seconds - self.seconds, time.monotonic()
+        whole = spent / (self.history.step - self.start) * (self.config.max_steps - self.start)
+        if not self.told and spent > 5 and whole > 1800: say(_how_long(whole, self.config)); self.told = True
 
-# %% ../nbs/14_training.ipynb #96df23e2
+    def line(self):
+        "Show the new line of metrics."
+        if self.show: self.show(self.history.rows); self.bar.set_postfix_str(self.words, refresh=False)
+
+# %% ../nbs/14_training.ipynb #cb19032c
+def _in_words(view): # a View -> text
+    "Bits/dim since the last line of metrics, and images a second in this part of the run."
+    history = view.history
+    losses, seconds = [*history.losses, *history.waiting], history.seconds - view.seconds
+    speed = (history.step - view.start) * view.config.batch_size / seconds
+    return f"{float(sum(losses)) / len(losses):.3f} bits/dim, {speed:.1f} images/s"
+
+# %% ../nbs/14_training.ipynb #03256189
+def _how_long(seconds, config):
+    smaller = "" if config.scale == "tiny" else ' scale="tiny" takes a minute or two.'
+    return (f"This will take about {duration(seconds)} here. "
+            f"It can be interrupted, and goes on later.{smaller}")
+
+# %% ../nbs/14_training.ipynb #9deba31f
 @contextmanager
 def interrupts():
     "Note a first SIGINT or SIGTERM instead of dying of it; yields a function that tells whether one came."
@@ -377,34 +414,43 @@ def interrupts():
         if asked and time.monotonic() - asked[0] > 1: raise KeyboardInterrupt
         asked.append(time.monotonic())
     def stopped(): return bool(asked) or parent is not None and os.getppid() != parent
-    if threading.current_thread() is not threading.main_thread(): yield stopped
-    else:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try: yield stopped
-        finally:
-            for s, handler in before.items(): signal.signal(s, handler)
+    with handled(note): yield stopped
 
-# %% ../nbs/14_training.ipynb #cf9f2995
+# %% ../nbs/14_training.ipynb #7174fa2d
 @flush_denormals()
 def fit(
-    config, # a RunConfig
-):          # the path of the run folder
+    config,                  # a RunConfig
+    show=lambda lines: None, # a function of all lines of metrics so far, called when there is a new one
+):                           # the path of the run folder
     "Train a run, or resume it; raises `FloatingPointError`, and what `load_splits` and `RunFolder` raise."
     keep_heap()
     accelerator, run = make_accelerator(config), RunFolder(config)
     with accelerator.local_main_process_first(): images = load_splits(config.dataset, config.data_root)
     digests = _same_everywhere(config, images)
-    if from_main(accelerator, lambda: _finished(run, digests)): return run.path
+    if from_main(accelerator, lambda: _finished(run, digests)): return _announced(run, accelerator)
     trainer, history = Trainer(config, images["train"], accelerator), History()
     keeper = Keeper(run.path, accelerator, digests)
     with ExitStack() as held, quick_threads(accelerator.device) as tune:
         from_main(accelerator, lambda: _claim(run, held))
         _resume(trainer, history, keeper)
-        with interrupts() as asked:
-            train(trainer, history, keeper, images["valid"], _in_any(accelerator, asked), tune)
+        _announced(run, accelerator, history)
+        view = View(config, history, show if accelerator.is_main_process else None)
+        with interrupts() as asked, view.bar:
+            train(trainer, history, keeper, images["valid"], _in_any(accelerator, asked), tune, view)
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
         bits = evaluate(trainer.scored, images["test"])
         keeper.keep(_write_summary, _summarize(trainer, history, images, digests, bits))
+    return run.path
+
+# %% ../nbs/14_training.ipynb #78efb8fb
+def _announced(run, accelerator, history=None): # a History if something is to be done -> the folder
+    place = os.path.relpath(run.path) if run.path.is_relative_to(os.getcwd()) else run.path
+    name, steps = model_title(run.config), f"{run.config.max_steps:,} steps"
+    if not history:
+        text = f"{place} was trained before: {kept_score(run.path):.3f} bits/dim on its test images."
+    elif history.step: text = f"Going on after {history.step:,} of {steps} in {place}: {name}."
+    else: text = f"Training for {steps} in {place}: {name}."
+    if accelerator.is_main_process: say(text)
     return run.path
 
 # %% ../nbs/14_training.ipynb #f2f82e0f

@@ -104,21 +104,20 @@ _SCALES = {
     "tiny": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/07_transformer.ipynb #13bb0186
+# %% ../nbs/07_transformer.ipynb #cbe8bc0a
 class TransformerParameters(AutoregressiveModel):
     "What an `ImageTransformer` states: its parameters, and how it is trained."
-    attention: str = setting("local_2d", "which pixels a pixel attends to", choices=SCHEMES)
+    attention: str = setting("local_2d", "what a pixel sees", choices=SCHEMES)
     n_layers: int = setting(6, "layers", least=1, size=True)
-    d_model: int = setting(256, "width of the layers, a multiple of 4 and of n_heads", least=4, size=True)
+    d_model: int = setting(256, "width of a layer, a multiple of 4 and of n_heads", least=4, size=True)
     n_heads: int = setting(8, "heads of the attention", least=1, size=True)
     d_ff: int = setting(512, "width of the position-wise networks", least=1, size=True)
     embedding_scale: float = setting(
-        None, "factor of a pixel's embedding; left out: the square root of d_model", above=0, most=1000)
+        None, "factor of a pixel's embedding; left out: sqrt(d_model)", above=0, most=1000)
     positions: str = setting("sinusoidal", "codes of rows and columns", choices=("sinusoidal", "learned"))
-    norm: str = setting(
-        "post", "layer norm after a branch is added, or before it is taken", choices=("post", "pre"))
+    norm: str = setting("post", "layer norm after or before a branch", choices=("post", "pre"))
     activation: str = setting("relu", "of the position-wise networks", choices=ACTIVATIONS)
-    dropout: float = setting(.1, "probability of dropping a channel of a branch's output", least=0, below=1)
+    dropout: float = setting(.1, "probability of dropping a channel", least=0, below=1)
 
     title, decoding = "Transformer", "imgtx_nb.cached:TransformerDecoder"
     adam, scales = dict(betas=(.9, .98), eps=1e-9), _SCALES

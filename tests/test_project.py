@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from configparser import ConfigParser
-from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -20,18 +19,18 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from PIL import Image
 from nbclient import NotebookClient
+from small_runs import planned, pretend_done, readme_commands
 
 from imgtx_nb.config import RunConfig, default_name, differing, parameter_lines
 from imgtx_nb.results import table1
-from imgtx_nb.runs import load_run, read_config, write_json
+from imgtx_nb.runs import load_run, read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 TABLES = sorted(p for p in (ROOT/"results").glob("[!.]*/*.csv") if "run" in pd.read_csv(p, nrows=0) and p.stem != "retired")
 RUNS = sorted(p.parent for p in (ROOT/"results").glob("[a-z]*/*/config.json") if "-" not in p.parent.parent.name)
-EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark"}
+EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark", "play"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
@@ -85,6 +84,18 @@ def test_kernel_tags_and_outputs(path):
     else: assert outputs, f"{path.name}: commit component notebooks executed"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_line_of_code_is_cut_off_in_jupyterlab(path):
+    sources = ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert [line for source in sources for line in source.splitlines() if len(line) > 110] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_notebook_shows_a_pink_box(path):
+    outputs = [o for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in outputs if o.get("name") == "stderr" or o["output_type"] == "stream" and not "".join(o["text"]).strip()]
+
+
 def parameters_cell(path):
     cells = json.loads(path.read_text())["cells"]
     return next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
@@ -95,7 +106,7 @@ def test_parameters_of_train_are_those_of_runconfig():
 
 
 def test_modules_import_only_modules_above():
-    order = [re.search(r"default_exp (\w+)", p.read_text())[1] for p in NOTEBOOKS if p.stem[0].isdigit()]
+    order = [room[1] for p in NOTEBOOKS if (room := re.search(r"default_exp (\w+)", p.read_text()))]
     used = {name: {*re.findall(r"^from \.(\w+) import", (ROOT/"imgtx_nb"/f"{name}.py").read_text(), re.M)} for name in order}
     assert "training" in used["results"]
     for n, name in enumerate(order): assert used[name] <= {*order[:n]}, f"{name} imports a module that stands below it"
@@ -345,11 +356,6 @@ def test_a_refusal_is_the_last_line_of_papermill(tmp_path):
     assert done.returncode != 0 and sentence in last_line(done.stderr) and not (tmp_path/"results").exists()
 
 
-def readme_commands():
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT/"README.md").read_text(), re.S)
-    return [line for block in blocks for line in block.splitlines() if line.startswith("papermill ")]
-
-
 @pytest.fixture(scope="module")
 def little_images(tmp_path_factory):
     "An .npz of a few very small pictures."
@@ -375,29 +381,6 @@ def test_commands_run(tmp_path, little_images, command):
     if is_study:
         for name in ("table1.csv", "context_use.csv"): assert len((tmp_path/"results"/name).read_text().splitlines()) == 3
         assert len([*(tmp_path/"results").glob("*.png")]) == 5
-
-
-def planned(name, **parameters):
-    "The runs that an experiment notebook plans, with some of its parameters given."
-    cells = ["".join(c["source"]) for c in json.loads((ROOT/"nbs"/f"{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
-    scope = {}
-    exec(cells[0], scope)
-    scope |= parameters
-    exec("\n".join(cells[1:cells.index(next(c for c in cells if "configs = " in c)) + 1]), scope)
-    return scope["configs"]
-
-
-def pretend_done(config):
-    "A run folder with an outcome that no run produced."
-    path = Path(config.results_dir)/config.run_name
-    path.mkdir(parents=True)
-    write_json(path/"config.json", asdict(config))
-    write_json(path/"summary.json", dict(
-        test_bits_per_dim=5., valid_bits_per_dim=5 + .01 * len(config.run_name), n_parameters=10, size_mb=1., images_per_second=1., steps=config.max_steps,
-        hardware="-", commit="-", scale=config.scale, image_shape=[3, 16, 20], dataset=dict(name=config.dataset, train_images=9, valid_images=1, test_images=1)))
-    pd.DataFrame(dict(step=[1, 2], train_bits_per_dim=[6., 5.], valid_bits_per_dim=[6., 5.])).to_csv(path/"metrics.csv", index=False)
-    write_json(path/"context_use.json", dict(n_images=1, own=5., another_image=6., rows_shuffled=5.5))
-    for name, rows in (("samples", 1), ("completions", 5)): Image.fromarray(np.zeros((rows * 16, 8 * 20, 3), np.uint8)).save(path/f"{name}.png")
 
 
 @pytest.mark.parametrize("name", ["train", "study", "budget", "ablations"])
