@@ -23,7 +23,13 @@ def clone(tmp_path_factory):
     (there/".venv").symlink_to(sys.prefix)
     for name in ("constraints.txt", "settings.ini", "setup.py"): os.utime(there/name, (0, 0)) # nothing new to install
     for config in planned("study", results_dir=str(there/"results"/"photo_patches-tiny")): pretend_done(config)
+    for path in made_in(there/"results"/"cifar10"): path.unlink()
     return there
+
+
+def made_in(folder):
+    "What the study makes of its run folders."
+    return [path for path in folder.iterdir() if path.suffix in (".csv", ".md", ".png", ".ipynb")]
 
 
 class Terminal:
@@ -75,3 +81,7 @@ def test_the_commands_of_the_readme(clone):
         else: assert status == 0, shown
         if command == "make study": assert "| PixelCNN++ |" in shown and len(shown.splitlines()) < 60, shown
     assert (clone/"completed.png").exists()
+    made, committed = (made_in(root/"results"/"cifar10") for root in (clone, ROOT))
+    assert {path.name for path in made} == {path.name for path in committed}
+    for path in made:
+        if path.suffix in (".csv", ".md"): assert path.read_text() == (ROOT/"results"/"cifar10"/path.name).read_text()
