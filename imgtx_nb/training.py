@@ -399,9 +399,9 @@ def _in_words(view): # a View -> text
     speed = (history.step - view.start) * view.config.batch_size / seconds
     return f"{float(sum(losses)) / len(losses):.3f} bits/dim, {speed:.1f} images/s"
 
-# %% ../nbs/14_training.ipynb #03256189
+# %% ../nbs/14_training.ipynb #8c6e17dd
 def _how_long(seconds, config):
-    smaller = "" if config.scale == "tiny" else ' scale="tiny" takes a minute or two.'
+    smaller = "" if config.scale == "tiny" else ' scale="tiny" takes minutes.'
     return (f"This will take about {duration(seconds)} here. "
             f"It can be interrupted, and goes on later.{smaller}")
 
