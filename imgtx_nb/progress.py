@@ -23,10 +23,12 @@ def words(): # -> a file
     "Where a program speaks of itself: in a kernel, standard output is the one that is not pink."
     return sys.stdout if in_kernel() else sys.stderr
 
-# %% ../nbs/11_progress.ipynb #6c38c129
+# %% ../nbs/11_progress.ipynb #3e875bf9
 def say(text): # a line
     "Show a line above the bar; but not in a part of a larger whole, nor with `TQDM_DISABLE=1`."
-    if not _part() and os.environ.get("TQDM_DISABLE", "0") == "0": tqdm.write(text, file=words())
+    if not _part() and not _silent(): tqdm.write(text, file=words())
+
+def _silent(): return os.environ.get("TQDM_DISABLE", "0") != "0"
 
 # %% ../nbs/11_progress.ipynb #7e2c87b0
 def duration(
@@ -54,7 +56,7 @@ def part_of(
 def _part(): # -> (n, total, seconds), or None
     return tuple(map(float, os.environ[PART].split())) if PART in os.environ else None
 
-# %% ../nbs/11_progress.ipynb #2d4678b6
+# %% ../nbs/11_progress.ipynb #7288677d
 class Bar(tqdm):
     "A bar of plain text, with the time that is left. Inside another one, a bar is not shown."
     shown = None # the bar that is shown now
@@ -66,7 +68,7 @@ class Bar(tqdm):
         self.part, width = _part(), int(os.environ.get(COLUMNS, 90)) if in_kernel() else None
         usual = dict(file=words(), bar_format=_FORMAT, ncols=width, mininterval=1, smoothing=.05)
         if self.part: usual |= dict(desc=f"row {self.part[0]:.0f} of {self.part[1]:.0f}", leave=False)
-        hidden = dict(disable=True) if Bar.shown else {}
+        hidden = dict(disable=True) if Bar.shown or _silent() else {}
         super().__init__(iterable, **usual | options | hidden)
         if not self.disable: Bar.shown = self
 

@@ -277,7 +277,7 @@ def _caption(fig, title, table=None):
 def _wrapped(text, width): # in lines of at most so many letters, with "name = value" on one line
     return fill(text.replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}"), width)
 
-# %% ../nbs/16_results.ipynb #ccbf56ed
+# %% ../nbs/16_results.ipynb #1ae96c9a
 def draw_samples(
     folder, # the folder of a run with pictures
 ):          # the matplotlib figure
@@ -291,8 +291,8 @@ def draw_samples(
     titles = ["given", *(f"T = {t:g}" for t in TEMPERATURES), "truth"]
     fig, axes = plt.subplots(1, 1 + len(columns), figsize=(9, 4.9), layout="constrained",
                              width_ratios=(2, *[1] * len(columns)))
-    axes[0].imshow(image_grid(samples[:8], 2))
-    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:4], 1))
+    axes[0].imshow(image_grid(samples[:8], 2), interpolation="nearest")
+    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:4], 1), interpolation="nearest")
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
     score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"

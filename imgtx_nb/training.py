@@ -333,7 +333,7 @@ class Keeper:
         self.keep(write_checkpoint, history.step, state)
         self.saved = time.monotonic()
 
-# %% ../nbs/14_training.ipynb #cc757ffa
+# %% ../nbs/14_training.ipynb #1b54d786
 def train(
     trainer, # a Trainer
     history, # a History, at the step to go on from
@@ -358,12 +358,15 @@ def train(
         if validate and bits < history.best: history.best = bits; keeper.keep(write_weights, trainer.scored)
         if log: history.line(config, bits); keeper.keep(write_metrics, history.rows); view.line()
         if validate or stop or log and keeper.overdue: keeper.save(trainer, history)
-        if stop: raise Stopped(f"Stopped after step {history.step} and saved: {_GO_ON}")
+        if stop: raise _stopped(view)
 
-# %% ../nbs/14_training.ipynb #216f6305
-_GO_ON = "run the same cell or command again to go on from there."
+# %% ../nbs/14_training.ipynb #42bc5f0e
+def _stopped(view): # a View, whose bar comes to stand at the last step -> an exception
+    view.bar.n = n = view.history.step
+    return Stopped(f"Stopped after step {n} and saved: "
+                   "run the same cell or command again to go on from there.")
 
-# %% ../nbs/14_training.ipynb #4b3d47ce
+# %% ../nbs/14_training.ipynb #d1ecbf9c
 class View:
     "What is seen of a run while it learns."
     def __init__(self,
@@ -379,7 +382,6 @@ class View:
 
     def update(self, validating): # does a validation follow?
         "Show the last steps, every two seconds."
-        self.bar.n = self.history.step
         if not self.show or time.monotonic() < self.seen + 2 and not validating: return
         self.words = _in_words(self)
         self.bar.set_postfix_str(self.words + ", validating" * validating, refresh=validating)
