@@ -297,7 +297,7 @@ def _warn_of_changes(
     converted = {f"mode {mode}": n for mode, n in modes.items() if mode != "RGB"}
     if converted: warnings.warn(f"{where}: converted to RGB without transparency: {listed(converted)}.")
 
-# %% ../nbs/01_data.ipynb #99bc335b
+# %% ../nbs/01_data.ipynb #1b667337
 def _read_all(
     files, # paths
 ):         # uint8 [N, H, W, 3], Counter of modes, number of frames after the first ones
@@ -308,7 +308,8 @@ def _read_all(
         (height, width), first = image.shape[:2], images[0] if images else image
         if image.shape != first.shape:
             raise ValueError(f"{file} is {width} x {height} pixels, the images before it "
-                             f"{first.shape[1]} x {first.shape[0]}: all images of a data set have one size.")
+                             f"{first.shape[1]} x {first.shape[0]}: all images of a data set have one size; "
+                             "scale them first.")
         images.append(image); modes[mode] += 1; further += n_frames - 1
     return np.stack(images), modes, further
 
@@ -497,13 +498,14 @@ def read_picture(
     "The whole picture, upright; raises `FileNotFoundError` or `ValueError` in one sentence."
     return Image.fromarray(_read_picture(picture)[0])
 
-# %% ../nbs/01_data.ipynb #0658c296
+# %% ../nbs/01_data.ipynb #6dc0fafd
 def _read_picture(picture): # a path or a Pillow image -> as `_pixels`
     if not isinstance(picture, Image.Image):
         path = find_path(picture)
         if not str(picture) or not os.path.exists(path):
             raise FileNotFoundError(f"There is no file {str(picture)!r}: name a picture by its path, "
                                     "absolute, or from the working directory or the project's root.")
+        if os.path.isdir(path): raise ValueError(f"{path} is a folder: name a picture in it.")
         return _read_image(path)
     try: pixels, *rest = _pixels(picture)
     except Exception as e: # Pillow decodes an image late, and raises whatever it stumbles over

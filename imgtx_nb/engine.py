@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Screen', 'Engine', 'take_place']
 
-# %% ../nbs/17_engine.ipynb #f017a448
+# %% ../nbs/17_engine.ipynb #d16a601b
 import os
 import shutil
 import sys
+from pathlib import Path
 
 from .progress import COLUMNS, handled, in_kernel, words
 
@@ -73,7 +74,7 @@ def _passing_on(client): # a client of a kernel -> a handler of signals
         run_sync(client.km.interrupt_kernel)()
     return pass_on
 
-# %% ../nbs/17_engine.ipynb #301a6aea
+# %% ../nbs/17_engine.ipynb #8a504b4e
 def _tidy(nb): # without what a bar leaves behind when it goes
     blank = lambda o: o.output_type == "stream" and not o.text.strip()
     for cell in nb.cells:
@@ -84,6 +85,7 @@ def _prepared(nb, kernel_name, output_path, progress_bar=True, log_output=False,
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NotebookExecutionManager
     from papermill.log import logger
+    if output_path and "://" not in output_path: Path(output_path).parent.mkdir(parents=True, exist_ok=True)
     class Manager(NotebookExecutionManager):
         def save(self, **_):
             if self.shown: super().save()
@@ -100,21 +102,21 @@ def _prepared(nb, kernel_name, output_path, progress_bar=True, log_output=False,
         stdout_file=stdout_file or screen, stderr_file=stderr_file or screen,
         coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"])
 
-# %% ../nbs/17_engine.ipynb #003adfa1
+# %% ../nbs/17_engine.ipynb #578a12c3
 def _raise_in_a_sentence(manager, output_path):
     from click import ClickException
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import raise_for_execution_errors
     class NotebookError(PapermillExecutionError, ClickException):
         def __init__(self, e):
-            vars(self).update(vars(e), exit_code=130 if e.ename in _INTERRUPTED else 1, message=_sentence(e))
+            vars(self).update(vars(e), exit_code=130 if _asked_for(e) else 1, message=_sentence(e))
 
         def __str__(self): return self.message
         def _render_traceback_(self): return [self.message]
         def show(self, file=None): print(self.message, file=sys.stderr)
     try: raise_for_execution_errors(manager.nb, output_path if manager.shown else None)
     except PapermillExecutionError as e:
-        if manager.shown and e.ename != "Stopped":
+        if manager.shown and not _asked_for(e):
             print(f"{output_path} shows where it happened.", file=words())
         raise NotebookError(e) from None
 
@@ -122,7 +124,8 @@ def _sentence(e): # a PapermillExecutionError -> text
     if e.ename == "KeyboardInterrupt": return f"Interrupted in cell {e.exec_count}."
     return e.evalue if e.ename in ("Stopped", "NotebookError") else f"{e.ename}: {e.evalue}"
 
-_INTERRUPTED = "Stopped", "KeyboardInterrupt"
+def _asked_for(e): # was it stopped on request, itself or in a kernel of its own?
+    return e.ename in ("Stopped", "KeyboardInterrupt") or e.evalue.startswith("Stopped after step")
 
 # %% ../nbs/17_engine.ipynb #c6e84017
 def take_place():

@@ -56,7 +56,7 @@ def part_of(
 def _part(): # -> (n, total, seconds), or None
     return tuple(map(float, os.environ[PART].split())) if PART in os.environ else None
 
-# %% ../nbs/11_progress.ipynb #7288677d
+# %% ../nbs/11_progress.ipynb #5f95d73f
 class Bar(tqdm):
     "A bar of plain text, with the time that is left. Inside another one, a bar is not shown."
     shown = None # the bar that is shown now
@@ -69,7 +69,8 @@ class Bar(tqdm):
         usual = dict(file=words(), bar_format=_FORMAT, ncols=width, mininterval=1, smoothing=.05)
         if self.part: usual |= dict(desc=f"row {self.part[0]:.0f} of {self.part[1]:.0f}", leave=False)
         hidden = dict(disable=True) if Bar.shown or _silent() else {}
-        super().__init__(iterable, **usual | options | hidden)
+        made = usual | options | hidden
+        super().__init__(iterable, **made | ({"desc": made["desc"] + " "} if made.get("desc") else {}))
         if not self.disable: Bar.shown = self
 
     @property

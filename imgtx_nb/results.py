@@ -9,7 +9,7 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
            'ablation_markdown', 'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results',
            'save_figure']
 
-# %% ../nbs/16_results.ipynb #d92a2edc
+# %% ../nbs/16_results.ipynb #c31bb36a
 import io
 import time
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ from .config import model_title, row_label, scheme_settings
 from .data import digest, find_path, image_grid, load_images
 from .masks import draw_schemes
 from .parameters import checked, stated
-from .progress import in_lab
+from .progress import in_lab, say
 from .runs import (has_weights, load_run, noted_images, read_config, read_json, read_metrics,
                            refuse_other_data, write_json, write_whole)
 from .sampling import complete, sample
@@ -80,12 +80,13 @@ def _read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row o
     rows = sheet.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     return [*rows.permute(0, 2, 4, 1, 3)]
 
-# %% ../nbs/16_results.ipynb #91670e03
+# %% ../nbs/16_results.ipynb #babf1eb9
 def table_row(
     folder, # the folder of a run that is done
 ):          # a dictionary
     "What a table says of a run; raises `FileNotFoundError` if it is not done."
     path = find_path(folder)
+    if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
     if not (path/"summary.json").exists():
         raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
     config, summary = read_config(path), _outcome(path)
@@ -146,13 +147,15 @@ def _published(config): # a RunConfig -> bits/dim, or None
     as_published = config.scale == "paper" and config.dataset == "cifar10"
     return PUBLISHED.get(row_label(config)) if as_published else None
 
-# %% ../nbs/16_results.ipynb #00e20c1d
+# %% ../nbs/16_results.ipynb #9529291f
 def table1(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
     "A row for each run; raises `ValueError` if there is none."
     if not len(folders): raise ValueError("folders is empty: name at least one run folder.")
-    return pd.DataFrame([table_row(f) for f in folders])
+    return pd.DataFrame([table_row(f) for f in _listed(folders)])
+
+def _listed(folders): return [folders] if isinstance(folders, (str, Path)) else folders
 
 # %% ../nbs/16_results.ipynb #10153a4b
 def write_table(path, table, markdown): # a path without suffix, a DataFrame, and what makes markdown of it
@@ -192,7 +195,7 @@ COLUMNS = {"parameters": ("n_parameters", 0), "MB": ("size_mb", 1), "bits/dim": 
            "last fall": ("fall_per_1000_steps", 3), "images/s": ("images_per_second", 1),
            "minutes": ("minutes", 0)} # {title: (column, digits)}
 
-# %% ../nbs/16_results.ipynb #844f466f
+# %% ../nbs/16_results.ipynb #8af968a7
 def table1_markdown(
     table,           # what table1 returned
     columns=COLUMNS, # which of the columns to show
@@ -204,6 +207,7 @@ def table1_markdown(
         if title in columns and table[column].notna().any():
             shown[title] = [number(value, digits) for value in table[column]]
     if table.loss.nunique() > 1: shown["loss"] = table.loss
+    if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
     notes = [f"Test bits/dim on {where_from(table)}."]
     if shared: notes.append(f"All rows: {', '.join(shared)}.")
     if "last fall" in shown: notes.append(_ON_THE_LAST_FALL)
@@ -543,14 +547,16 @@ def _draw_channels(ax, pmfs, truth): # axes, [256] for each channel, and the thr
     seen = [*torch.stack(pmfs).amax(0).gt(.002).nonzero().flatten().tolist(), *truth.tolist()]
     ax.set(xlabel="8-bit value", xlim=(max(0, min(seen) - 5), min(255, max(seen) + 5)))
 
-# %% ../nbs/16_results.ipynb #762e6141
+# %% ../nbs/16_results.ipynb #0251b40c
 def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
 ):               # the table, a DataFrame
     "Write the tables as .csv and .md, and the figures as .png: schemes, samples, curves, bits of pixels."
-    table, results, folders = table1(folders), Path(results_dir), [find_path(f) for f in folders]
-    results.mkdir(parents=True, exist_ok=True)
+    table, results, folders = table1(folders), Path(results_dir), [find_path(f) for f in _listed(folders)]
+    try: results.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"{results} cannot be made ({e.strerror}): choose another folder.") from None
     write_table(results/"table1", table, table1_markdown)
     drawn = [folder for folder in folders if _drawn(folder)]
     if drawn: write_table(results/"context_use", context_table(drawn), context_markdown)
@@ -561,6 +567,7 @@ def write_results(
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
     loadable = [folder for folder in ranked if has_weights(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
+    say(f"Table and figures are in {results.resolve()}.")
     return table
 
 # %% ../nbs/16_results.ipynb #d6a8cf5e

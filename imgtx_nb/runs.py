@@ -102,11 +102,13 @@ class RunFolder:
         "Has the run ended, with an outcome and weights that can be read?"
         return kept_score(self.path) is not None and has_weights(self.path)
 
-# %% ../nbs/13_runs.ipynb #b798e313
+# %% ../nbs/13_runs.ipynb #bd27b370
 def _refuse_orphans(path):
     outcome = [path/"summary.json", path/"model.safetensors", *path.glob("checkpoint-*.pt")]
     left = next((f.name for f in outcome if f.exists()), None)
     if left: raise ValueError(f"{path} has {left} but no config.json: bring that back, or remove the folder.")
+    if any(path.glob("*/config.json")):
+        raise ValueError(f"{path} is a folder of runs: choose another run_name.")
 
 def _make_folder(path):
     try: path.mkdir(parents=True, exist_ok=True)
@@ -263,12 +265,13 @@ def versions():
     "Versions that numbers depend on."
     return {"python": platform.python_version(), "torch": torch.__version__, "imgtx_nb": imgtx_nb.__version__}
 
-# %% ../nbs/13_runs.ipynb #d7e7af9d
+# %% ../nbs/13_runs.ipynb #4fe22e22
 def load_run(
     folder, # a run folder
 ):          # the model, in evaluation mode, and its RunConfig
     "A trained model from its folder; raises `FileNotFoundError` or `ValueError` in one sentence."
     path = find_path(folder)
+    if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]
     if missing:
         raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be "

@@ -6,12 +6,12 @@
 __all__ = ['batch_indices', 'learning_rate', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator', 'History',
            'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main']
 
-# %% ../nbs/14_training.ipynb #349624eb
+# %% ../nbs/14_training.ipynb #58c76da8
 import math
 import os
 import time
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 
@@ -407,18 +407,20 @@ def _how_long(seconds, config):
     return (f"This will take about {duration(seconds)} here. "
             f"It can be interrupted, and goes on later.{smaller}")
 
-# %% ../nbs/14_training.ipynb #9deba31f
+# %% ../nbs/14_training.ipynb #4f033df0
 @contextmanager
 def interrupts():
     "Note a first SIGINT or SIGTERM instead of dying of it; yields a function that tells whether one came."
     asked, parent = [], os.getppid() if "JPY_PARENT_PID" in os.environ else None
     def note(*_):
         if asked and time.monotonic() - asked[0] > 1: raise KeyboardInterrupt
+        with suppress(RuntimeError): # a word is just being said
+            if not asked: say("Stopping after this step. A second signal stops at once, and loses it.")
         asked.append(time.monotonic())
     def stopped(): return bool(asked) or parent is not None and os.getppid() != parent
     with handled(note): yield stopped
 
-# %% ../nbs/14_training.ipynb #7174fa2d
+# %% ../nbs/14_training.ipynb #2c48d580
 @flush_denormals()
 def fit(
     config,                  # a RunConfig
@@ -442,12 +444,12 @@ def fit(
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
         bits = evaluate(trainer.scored, images["test"])
         keeper.keep(_write_summary, _summarize(trainer, history, images, digests, bits))
+    if accelerator.is_main_process: say(f"{bits:.3f} bits/dim on {len(images['test']):,} test images.")
     return run.path
 
-# %% ../nbs/14_training.ipynb #78efb8fb
+# %% ../nbs/14_training.ipynb #512309a2
 def _announced(run, accelerator, history=None): # a History if something is to be done -> the folder
-    place = os.path.relpath(run.path) if run.path.is_relative_to(os.getcwd()) else run.path
-    name, steps = model_title(run.config), f"{run.config.max_steps:,} steps"
+    place, name, steps = run.path, model_title(run.config), f"{run.config.max_steps:,} steps"
     if not history:
         text = f"{place} was trained before: {kept_score(run.path):.3f} bits/dim on its test images."
     elif history.step: text = f"Going on after {history.step:,} of {steps} in {place}: {name}."
