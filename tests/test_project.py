@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pytest
 import torch
 import yaml
 from nbclient import NotebookClient
-from small_runs import planned, pretend_done, readme_commands
+from small_runs import planned, pretend_done
 
 from imgtx_nb.config import RunConfig, default_name, differing, parameter_lines
 from imgtx_nb.results import table1
@@ -352,22 +351,17 @@ def little_images(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", [c for c in readme_commands() if "train" in c and "tiny" in c] + ["papermill nbs/study.ipynb out.ipynb"])
-def test_commands_run(tmp_path, little_images, command):
-    "A training of the README, and the study, with a few steps of small models on small pictures."
-    _, notebook, out, *parameters = shlex.split(command)
+def test_the_study_runs(tmp_path, little_images):
+    "With a few steps of two small models on small pictures."
     small = dict(scale="tiny", dataset=little_images, max_steps=3, results_dir=tmp_path/"results")
-    is_study = "study" in notebook
-    if is_study: parameters += ["-y", "rows: [{model: pixelcnnpp}, {kernel_size: 6}]"]
-    done = papermill(Path(notebook).stem, tmp_path/Path(out).name, *parameters, *(str(word) for item in small.items() for word in ("-p", *item)))
+    given = [str(word) for item in small.items() for word in ("-p", *item)]
+    done = papermill("study", tmp_path/"out.ipynb", "-y", "rows: [{model: pixelcnnpp}, {kernel_size: 6}]", *given)
     assert done.returncode == 0, done.stderr[-3000:]
     runs = [p.parent for p in (tmp_path/"results").glob("*/summary.json")]
-    files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png"} | ({"train.ipynb", "context_use.json"} if is_study else set())
-    assert len(runs) == (2 if is_study else 1)
-    for folder in runs: assert files <= {p.name for p in folder.iterdir()}
-    if is_study:
-        for name in ("table1.csv", "context_use.csv"): assert len((tmp_path/"results"/name).read_text().splitlines()) == 3
-        assert len([*(tmp_path/"results").glob("*.png")]) == 5
+    files = {"config.json", "metrics.csv", "summary.json", "model.safetensors", "samples.png", "completions.png", "train.ipynb", "context_use.json"}
+    assert len(runs) == 2 and all(files <= {p.name for p in folder.iterdir()} for folder in runs)
+    for name in ("table1.csv", "context_use.csv"): assert len((tmp_path/"results"/name).read_text().splitlines()) == 3
+    assert len([*(tmp_path/"results").glob("*.png")]) == 5
 
 
 @pytest.mark.parametrize("name", ["train", "study", "budget", "ablations"])
