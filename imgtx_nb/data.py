@@ -524,7 +524,7 @@ def _scaled(pixels, image_shape): # uint8 [h, w, 3] -> uint8 [3, H, W]
     scaling = Image.Resampling.BICUBIC if smaller else Image.Resampling.BOX
     return torch.from_numpy(np.array(picture.resize((W, H), scaling, box))).permute(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #9f4e1fc0
+# %% ../nbs/01_data.ipynb #bace270b
 def as_images(
     pictures,    # images; or a path, a Pillow image, or a list of paths and Pillow images
     image_shape, # (3, H, W)
@@ -540,7 +540,7 @@ def as_images(
                             "it may hold paths of image files and Pillow images.")
         pixels, mode, n_frames = _read_picture(picture)
         images.append(_scaled(pixels, image_shape)); modes[mode] += 1; further += n_frames - 1
-    _warn_of_changes("pictures", Counter({"further frames of animations": further} if further else {}), modes)
+    _warn_of_changes("pictures", +Counter({"further frames of animations": further}), modes)
     return torch.stack(images)
 
 # %% ../nbs/01_data.ipynb #40603dd2

@@ -102,30 +102,30 @@ def _prepared(nb, kernel_name, output_path, progress_bar=True, log_output=False,
         stdout_file=stdout_file or screen, stderr_file=stderr_file or screen,
         coalesce_streams=True, extra_arguments=["--IPKernelApp.log_level=50"])
 
-# %% ../nbs/17_engine.ipynb #578a12c3
+# %% ../nbs/17_engine.ipynb #60da5a43
 def _raise_in_a_sentence(manager, output_path):
     from click import ClickException
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import raise_for_execution_errors
     class NotebookError(PapermillExecutionError, ClickException):
         def __init__(self, e):
-            vars(self).update(vars(e), exit_code=130 if _asked_for(e) else 1, message=_sentence(e))
+            vars(self).update(vars(e), exit_code=130 if e.ename in _INTERRUPTED else 1, message=_sentence(e))
 
         def __str__(self): return self.message
         def _render_traceback_(self): return [self.message]
         def show(self, file=None): print(self.message, file=sys.stderr)
     try: raise_for_execution_errors(manager.nb, output_path if manager.shown else None)
     except PapermillExecutionError as e:
-        if manager.shown and not _asked_for(e):
+        if manager.shown and e.ename not in _INTERRUPTED:
             print(f"{output_path} shows where it happened.", file=words())
-        raise NotebookError(e) from None
+        kind = type("Stopped", (NotebookError,), {}) if e.ename == "Stopped" else NotebookError
+        raise kind(e) from None
 
 def _sentence(e): # a PapermillExecutionError -> text
     if e.ename == "KeyboardInterrupt": return f"Interrupted in cell {e.exec_count}."
     return e.evalue if e.ename in ("Stopped", "NotebookError") else f"{e.ename}: {e.evalue}"
 
-def _asked_for(e): # was it stopped on request, itself or in a kernel of its own?
-    return e.ename in ("Stopped", "KeyboardInterrupt") or e.evalue.startswith("Stopped after step")
+_INTERRUPTED = "Stopped", "KeyboardInterrupt" # names that an error keeps, through one kernel or several
 
 # %% ../nbs/17_engine.ipynb #c6e84017
 def take_place():

@@ -119,15 +119,15 @@ def run_notebook(config): # a RunConfig -> the path of the run folder
     execute_notebook(notebook, run.path/"train.ipynb", given)
     return run.path
 
-# %% ../nbs/18_experiments.ipynb #5ac39fb1
+# %% ../nbs/18_experiments.ipynb #4002b486
 def run_all(
     configs, # a list of RunConfigs
 ):           # a list of paths of run folders
     "Train every run that is not done; raises what `load_images` and `train.ipynb` raise."
-    for config in configs:
-        if is_done(config): continue
+    todo = [config for config in configs if not is_done(config)]
+    for config in todo:
         refuse_small(config, load_images(config.dataset, "train", config.data_root)[0].shape[1:])
-    began, todo = time.monotonic(), [config for config in configs if not is_done(config)]
+    began = time.monotonic()
     for n, config in enumerate(todo, 1):
         start = time.monotonic()
         with part_of(n, len(todo), start - began): path = run_notebook(config)

@@ -9,7 +9,7 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
            'ablation_markdown', 'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results',
            'save_figure']
 
-# %% ../nbs/16_results.ipynb #c31bb36a
+# %% ../nbs/16_results.ipynb #81f619c9
 import io
 import time
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ from .data import digest, find_path, image_grid, load_images
 from .masks import draw_schemes
 from .parameters import checked, stated
 from .progress import in_lab, say
-from .runs import (has_weights, load_run, noted_images, read_config, read_json, read_metrics,
-                           refuse_other_data, write_json, write_whole)
+from .runs import (find_run, has_weights, load_run, noted_images, read_config, read_json,
+                           read_metrics, refuse_other_data, write_json, write_whole)
 from .sampling import complete, sample
 from .training import evaluate
 
@@ -80,13 +80,12 @@ def _read_sheet(path, height, width): # -> a list of uint8 [N, 3, H, W], a row o
     rows = sheet.unflatten(0, (-1, height)).unflatten(2, (-1, width))
     return [*rows.permute(0, 2, 4, 1, 3)]
 
-# %% ../nbs/16_results.ipynb #babf1eb9
+# %% ../nbs/16_results.ipynb #50f5a9fa
 def table_row(
     folder, # the folder of a run that is done
 ):          # a dictionary
     "What a table says of a run; raises `FileNotFoundError` if it is not done."
-    path = find_path(folder)
-    if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
+    path = find_run(folder)
     if not (path/"summary.json").exists():
         raise FileNotFoundError(f"{folder} has no summary.json: the run is not done; train it to its end.")
     config, summary = read_config(path), _outcome(path)

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'write_whole', 'write_json', 'read_json', 'read_config', 'RunFolder', 'refuse_other', 'noted_images',
            'refuse_other_data', 'forget_outcome', 'write_metrics', 'read_metrics', 'write_weights', 'has_weights',
            'kept_score', 'write_checkpoint', 'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions',
-           'load_run']
+           'find_run', 'load_run']
 
 # %% ../nbs/13_runs.ipynb #646f4ff6
 import json
@@ -265,13 +265,19 @@ def versions():
     "Versions that numbers depend on."
     return {"python": platform.python_version(), "torch": torch.__version__, "imgtx_nb": imgtx_nb.__version__}
 
-# %% ../nbs/13_runs.ipynb #4fe22e22
+# %% ../nbs/13_runs.ipynb #e7dafb2f
+def find_run(folder): # a run folder -> its path, wherever one stands
+    "The folder of a run; raises `FileNotFoundError` if there is none."
+    path = find_path(folder)
+    if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
+    return path
+
+# %% ../nbs/13_runs.ipynb #4fed4d47
 def load_run(
     folder, # a run folder
 ):          # the model, in evaluation mode, and its RunConfig
     "A trained model from its folder; raises `FileNotFoundError` or `ValueError` in one sentence."
-    path = find_path(folder)
-    if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
+    path = find_run(folder)
     missing = [name for name in ("config.json", "model.safetensors") if not (path/name).exists()]
     if missing:
         raise FileNotFoundError(f"{folder} has no {' and no '.join(missing)}: a run folder that can be "
