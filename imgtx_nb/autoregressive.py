@@ -43,7 +43,7 @@ def _stating(cls): # a class with fields -> the same class
     for name in inspect.get_annotations(cls): delattr(cls, name)
     return cls
 
-# %% ../nbs/04_autoregressive.ipynb #10ffc6b3
+# %% ../nbs/04_autoregressive.ipynb #97a219d3
 @_stating
 class Described:
     "What a class of models says of itself; parameters are stated as fields."
@@ -59,6 +59,8 @@ class Described:
                        learning_rate=3e-3, ema_decay=.999, eval_every=500),
         "tiny": dict(batch_size=8, max_steps=300, warmup_steps=30,
                      learning_rate=2e-3, ema_decay=.99, eval_every=100)}
+
+    today = {} # the same for today's recipe, at "every scale" or at one; without any, only the published one
 
     def initialize(self, images): # uint8 [B, 3, H, W]
         "Adapt the initial weights to a batch of training images; by default, nothing."

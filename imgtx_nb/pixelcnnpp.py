@@ -155,12 +155,12 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #6e577613
+# %% ../nbs/08_pixelcnnpp.ipynb #5f649946
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
-    dropout: float = setting(.5, "probability of dropping a feature inside a block", least=0, below=1)
+    dropout: float = setting(.5, "share dropped", least=0, below=1)
     recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
@@ -185,7 +185,7 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
-# %% ../nbs/08_pixelcnnpp.ipynb #ac7bd7ed
+# %% ../nbs/08_pixelcnnpp.ipynb #f7f3c964
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -212,6 +212,11 @@ class PixelCNNpp(_Entrance):
             if level: streams = self.finer[level - 1](streams)
             for pair in pairs: streams = pair(streams, stack.pop())
         return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
+
+    def matrices(self): # -> a list of parameters
+        "The directions of the convolutions between entrance and head, which Muon may move."
+        inside = nn.ModuleList([self.way_down, self.way_up, self.coarser, self.finer])
+        return [p for name, p in inside.named_parameters() if name.endswith("weight.original1")]
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd
 MODELS["pixelcnnpp"] = PixelCNNpp

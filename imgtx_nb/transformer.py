@@ -68,7 +68,7 @@ class _LayerNorm(nn.LayerNorm):
 # %% ../nbs/07_transformer.ipynb #47f58b61
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
-# %% ../nbs/07_transformer.ipynb #deb6f774
+# %% ../nbs/07_transformer.ipynb #c925bbf7
 class _TransformerLayer(nn.Module):
     "Eq. 6: attention and a position-wise network, each with dropout, a residual connection and a layer norm."
     def __init__(self,
@@ -78,10 +78,12 @@ class _TransformerLayer(nn.Module):
         dropout,           # probability of dropping a channel of a branch's output
         norm="post",       # the layer norm comes "post", after the addition, or "pre", before the branch
         activation="relu", # of the hidden layer, "relu" or "gelu"
+        rotary=False,      # rotary positions inside attention?
     ):
         super().__init__()
         self.pre, self.dropout = norm == "pre", nn.Dropout(dropout)
-        self.attention, self.attention_norm = SelfAttention(d_model, n_heads, scheme), _LayerNorm(d_model)
+        self.attention = SelfAttention(d_model, n_heads, scheme, rotary)
+        self.attention_norm = _LayerNorm(d_model)
         widen, narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
         self.network = nn.Sequential(widen, ACTIVATIONS[activation](), narrow)
         self.network_norm = _LayerNorm(d_model)
@@ -104,7 +106,12 @@ _SCALES = {
     "tiny": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/07_transformer.ipynb #cbe8bc0a
+# %% ../nbs/07_transformer.ipynb #e021374b
+_TODAY = {
+    "every scale": dict(positions="rotary", activation="gelu", embedding_scale=1., optimizer="muon",
+                        schedule="cosine", learning_rate=3e-3)}
+
+# %% ../nbs/07_transformer.ipynb #54cb241b
 class TransformerParameters(AutoregressiveModel):
     "What an `ImageTransformer` states: its parameters, and how it is trained."
     attention: str = setting("local_2d", "what a pixel sees", choices=SCHEMES)
@@ -114,22 +121,24 @@ class TransformerParameters(AutoregressiveModel):
     d_ff: int = setting(512, "width of the position-wise networks", least=1, size=True)
     embedding_scale: float = setting(
         None, "factor of a pixel's embedding; left out: sqrt(d_model)", above=0, most=1000)
-    positions: str = setting("sinusoidal", "codes of rows and columns", choices=("sinusoidal", "learned"))
+    positions: str = setting("sinusoidal", "of rows and columns", choices=("sinusoidal", "learned", "rotary"))
     norm: str = setting("post", "layer norm after or before a branch", choices=("post", "pre"))
     activation: str = setting("relu", "of the position-wise networks", choices=ACTIVATIONS)
-    dropout: float = setting(.1, "probability of dropping a channel", least=0, below=1)
+    dropout: float = setting(.1, "share dropped", least=0, below=1)
 
     title, decoding = "Transformer", "imgtx_nb.cached:TransformerDecoder"
-    adam, scales = dict(betas=(.9, .98), eps=1e-9), _SCALES
+    adam, scales, today = dict(betas=(.9, .98), eps=1e-9), _SCALES, _TODAY
     learning = dict(warmup_steps=4000, schedule="inverse_sqrt", ema_decay=0.)
 
     @classmethod
     def settled(cls, given): # {name: value} -> {name: value}, of all its parameters
         "Its parameters, checked; raises `ValueError` also if heads or positions do not fit the width."
         s = super().settled(given)
-        if not s["d_model"] % s["n_heads"] and not s["d_model"] % 4: return s
+        rotary = s["positions"] == "rotary"
+        if not s["d_model"] % 4 and not s["d_model"] % (s["n_heads"] * (4 if rotary else 1)): return s
+        rule = "4 times n_heads with rotary positions" if rotary else "both n_heads and 4"
         raise ValueError(f"d_model is {s['d_model']} and n_heads {s['n_heads']}: "
-                         "d_model must be a multiple of both n_heads and 4.")
+                         f"d_model must be a multiple of {rule}.")
 
 # %% ../nbs/07_transformer.ipynb #d0394304
 class _TransformerInput(TransformerParameters):
@@ -157,7 +166,7 @@ class _TransformerInput(TransformerParameters):
         embedded = self.embed(pixels.flatten(2).transpose(1, 2))
         return self.dropout(F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:]))
 
-# %% ../nbs/07_transformer.ipynb #5c23d300
+# %% ../nbs/07_transformer.ipynb #78907563
 class ImageTransformer(_TransformerInput):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
@@ -167,7 +176,7 @@ class ImageTransformer(_TransformerInput):
     ):
         super().__init__(image_shape, **settings)
         s, scheme = self.settings, scheme or SCHEMES[self.settings.attention]()
-        sizes = s.d_model, s.n_heads, s.d_ff, s.dropout, s.norm, s.activation
+        sizes = s.d_model, s.n_heads, s.d_ff, s.dropout, s.norm, s.activation, s.positions == "rotary"
         self.layers = nn.ModuleList(_TransformerLayer(scheme, *sizes) for _ in range(s.n_layers))
         self.last_norm = _LayerNorm(s.d_model) if s.norm == "pre" else nn.Identity()
         self.head = nn.Linear(s.d_model, self.n_params, bias=False)
