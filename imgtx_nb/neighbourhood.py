@@ -42,7 +42,7 @@ class _PixelwiseBlock(nn.Module):
 # %% ../nbs/09_neighbourhood.ipynb #e4246811
 def _normalized(x): return F.layer_norm(x, x.shape[-1:]) # over the last axis
 
-# %% ../nbs/09_neighbourhood.ipynb #9de38e05
+# %% ../nbs/09_neighbourhood.ipynb #a70c47d9
 class NeighbourhoodParameters(AutoregressiveModel):
     "What a `Neighbourhood` states: its parameters, and how it is trained."
     reach: int = setting(3, "pixels that it looks up, left and right", least=1, size=True)
@@ -52,6 +52,7 @@ class NeighbourhoodParameters(AutoregressiveModel):
 
     title, decoding = "Neighbourhood", "imgtx_nb.neighbourhood:NeighbourhoodDecoder"
     scales = {
+        "gpu": dict(batch_size=64, max_steps=60_000, warmup_steps=500, ema_decay=.999, eval_every=6000),
         "laptop": dict(batch_size=2, max_steps=8000, warmup_steps=100, optimizer="muon", schedule="cosine",
                        learning_rate=3e-3, ema_decay=.999, eval_every=1000),
         "tiny": dict(n_blocks=2, n_features=64, batch_size=8, max_steps=300, warmup_steps=30,

@@ -148,8 +148,10 @@ class _Resample(nn.Module):
         "Both streams at the next resolution."
         return self.down(streams[0]), self.right(streams[1])
 
-# %% ../nbs/08_pixelcnnpp.ipynb #ea309218
+# %% ../nbs/08_pixelcnnpp.ipynb #b582e6c6
 _SCALES = {
+    "gpu": dict(dropout=.1, batch_size=64, max_steps=10_000, warmup_steps=200, schedule="cosine",
+                ema_decay=.999, eval_every=1000),
     "laptop": dict(n_resnet=2, n_filters=48, dropout=.1, batch_size=4, max_steps=4000, warmup_steps=50,
                    schedule="cosine", learning_rate=1e-2, ema_decay=.999, eval_every=500),
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'learning_rate', 'Muon', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator',
-           'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main']
+           'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main', 'steps_in']
 
-# %% ../nbs/15_training.ipynb #58c76da8
+# %% ../nbs/15_training.ipynb #179cee30
 import math
 import os
 import time
@@ -23,7 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats, refuse_condition
 from .config import build_model, config_from, differing, model_title, refuse_small
-from .data import as_images, digest, load_splits
+from .data import as_images, digest, load_images, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
@@ -596,3 +596,18 @@ def _summarize(trainer, history, images, digests, test_bits):
             "hardware": hardware(device), "versions": versions(), "commit": commit(), "scale": config.scale,
             "image_shape": list(model.image_shape),
             "dataset": {"name": config.dataset, **counts, "digest": digests}}
+
+# %% ../nbs/15_training.ipynb #b6d2d02a
+def steps_in(
+    config,  # a RunConfig
+    minutes, # of training, without compilation, validation and scoring
+    n=50,    # steps that are timed, after as many that are not
+):           # steps, at least 1
+    "How many steps of a run fit into some minutes here; raises what `load_images` raises."
+    images = load_images(config.dataset, "train", config.data_root)[0]
+    trainer, times = Trainer(config, images, make_accelerator(config)), []
+    for first in (0, n):
+        for step in range(first, first + n): loss = trainer.step(step)
+        loss.item() # waits for the device
+        times.append(time.monotonic())
+    return max(1, int(60 * minutes * n / (times[1] - times[0])))

@@ -98,8 +98,10 @@ class _TransformerLayer(nn.Module):
             x = x + self.dropout(branch(norm(x))) if self.pre else norm(x + self.dropout(branch(x)))
         return x
 
-# %% ../nbs/07_transformer.ipynb #2bc1d73c
+# %% ../nbs/07_transformer.ipynb #688f7dcd
 _SCALES = {
+    "gpu": dict(dropout=0., batch_size=64, max_steps=30_000, warmup_steps=500, schedule="cosine",
+                ema_decay=.999, eval_every=3000),
     "laptop": dict(d_model=96, n_heads=4, d_ff=192, dropout=0., batch_size=2, max_steps=8000,
                    warmup_steps=100, optimizer="muon", schedule="cosine", learning_rate=3e-3,
                    ema_decay=.999, eval_every=1000),

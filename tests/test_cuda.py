@@ -18,17 +18,20 @@ from imgtx_nb.training import Trainer, evaluate, fit, make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU only")
-kinds = pytest.mark.parametrize("kind", ("transformer", "pixelcnnpp"))
+kinds = pytest.mark.parametrize("kind", ("transformer", "rotary", "pixelcnnpp", "neighbourhood"))
+recorded = pytest.mark.parametrize("kind", ("transformer", "rotary", "pixelcnnpp")) # whose steps are CUDA graphs
 
 SCHEMES = {"local_2d": local_2d(3), "local_1d": local_1d(40), "non_local": non_local()}
 ATTENTION = {"local_2d": dict(kernel_size=3), "local_1d": dict(block_length=40), "non_local": {}}
-KINDS = {"transformer": dict(n_layers=2, d_model=48, n_heads=2, d_ff=64, kernel_size=3), "pixelcnnpp": dict(n_resnet=1, n_filters=16)}
+SMALL = dict(n_layers=2, d_model=48, n_heads=2, d_ff=64, kernel_size=3)
+KINDS = {"transformer": SMALL, "rotary": SMALL | dict(recipe="today", positions="rotary"),
+         "pixelcnnpp": dict(model="pixelcnnpp", n_resnet=1, n_filters=16), "neighbourhood": dict(model="neighbourhood", n_features=16)}
 FAILED = "A step of sampling could not be recorded"
 IMAGES = torch.randint(0, 256, (40, 3, 16, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def config(kind="transformer", **settings):
-    return RunConfig(**dict(scale="tiny", model=kind, batch_size=8, **KINDS[kind]) | settings)
+    return RunConfig(**dict(scale="tiny", batch_size=8, **KINDS[kind]) | settings)
 
 
 def model_of(kind, device="cuda", **settings):
@@ -139,7 +142,7 @@ def test_a_resumed_run_ends_close_to_one_that_was_not_interrupted(tmp_path, monk
 
 # Sampling
 
-@kinds
+@recorded
 def test_recorded_steps_agree_with_forward(kind):
     model = model_of(kind)
     with torch.no_grad(): expected = model(IMAGES[:2].cuda()).flatten(1, 2)
@@ -154,7 +157,7 @@ def test_recorded_steps_agree_with_forward(kind):
     assert torch.allclose(got, expected, atol=1e-3) and torch.allclose(later, expected[:, 51:], atol=1e-3)
 
 
-@kinds
+@recorded
 def test_a_failed_recording_falls_back(kind):
     model = model_of(kind)
     with torch.no_grad(): expected = model(IMAGES[:2].cuda()).flatten(1, 2)
@@ -172,7 +175,7 @@ def test_a_failed_recording_falls_back(kind):
 
 
 @two_gpus
-@kinds
+@recorded
 def test_recorded_on_a_device_that_is_not_the_current_one(kind):
     model = model_of(kind, "cuda:1")
     with torch.no_grad(): expected = model(IMAGES[:2].to("cuda:1")).flatten(1, 2)

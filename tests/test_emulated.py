@@ -18,7 +18,7 @@ from imgtx_nb.masks import first_keys, local_1d, local_2d, non_local
 from imgtx_nb.pixelcnnpp import PixelCNNpp
 from imgtx_nb.transformer import ImageTransformer
 
-KINDS = ("transformer", "pixelcnnpp")
+KINDS = ("transformer", "rotary", "pixelcnnpp")
 pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 
 
@@ -26,7 +26,10 @@ def model_of(kind, size, **settings):
     "A small model with every parameter shaken."
     torch.manual_seed(0)
     if kind == "pixelcnnpp": model = PixelCNNpp((3, *size), n_resnet=1, n_filters=8, dropout=0.)
-    else: model = ImageTransformer((3, *size), local_2d(2), **dict(n_layers=2, d_model=32, n_heads=2, d_ff=32, dropout=0.) | settings)
+    else:
+        positions = "rotary" if kind == "rotary" else "sinusoidal"
+        small = dict(n_layers=2, d_model=32, n_heads=2, d_ff=32, dropout=0., positions=positions)
+        model = ImageTransformer((3, *size), local_2d(2), **small | settings)
     for p in model.parameters(): p.data.add_(.1 * torch.randn_like(p))
     return model.eval()
 

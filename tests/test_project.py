@@ -207,7 +207,7 @@ def test_a_checkout_fits_in_a_hand():
     assert sum((ROOT/f).stat().st_size for f in files if f and (ROOT/f).is_file()) < 20 * 2**20
 
 
-# A third model, a fourth scheme
+# A fourth model, a fourth scheme
 
 THIRD_MODEL = """
 import sys, torch, torch.nn.functional as F
@@ -258,7 +258,7 @@ print(folder.name, "|", table.model[0], "|", table.settings[0], "|", table.n_par
 """
 
 
-def test_a_third_model_is_a_class_and_an_entry(tmp_path, little_images):
+def test_a_fourth_model_is_a_class_and_an_entry(tmp_path, little_images):
     done = run(sys.executable, "-c", THIRD_MODEL, str(little_images), str(tmp_path), cwd=tmp_path)
     name, model, settings, n_parameters = (last_line(done.stdout or done.stderr) + " | | |").split(" | ")[:4]
     assert done.returncode == 0, done.stderr[-3000:]
@@ -323,7 +323,7 @@ def test_a_fourth_scheme_is_a_class_and_an_entry(tmp_path, little_images):
     ("budget", "lengths", "2", "lengths is 2: give a list of numbers above 0"),
     ("budget", "lines", "2", "lines is 2: give a list of dictionaries"),
     ("study", "scael", "tiny", "scael is not a parameter: did you mean scale?"),
-    ("study", "scale", "huge", "scale is 'huge': it must be one of paper, laptop, tiny."),
+    ("study", "scale", "huge", "scale is 'huge': it must be one of paper, gpu, laptop, tiny."),
     ("study", "each", "muon", "each is 'muon': give a dictionary of dictionaries"),
 ])
 def test_refusals_leave_nothing_behind(tmp_path, notebook, parameter, value, sentence):
