@@ -72,7 +72,7 @@ def shared_parameters(
     usual = f"results/{Path(config.dataset).stem}-{config.scale}{f'-seed_{config.seed}' * (config.seed > 0)}"
     return shared | {"results_dir": shared.get("results_dir") or usual}
 
-# %% ../nbs/19_experiments.ipynb #610cfe06
+# %% ../nbs/19_experiments.ipynb #b9284a28
 def plan(
     rows,         # a list of dictionaries: what distinguishes each row
     shared,       # {name: value}, for every row
@@ -85,6 +85,7 @@ def plan(
     model = lambda row: row.get("model", "transformer")
     given = [shared | (each or {}).get(model(row), {}) | recipe | row for recipe in how for row in rows]
     configs = [config_from(values) for values in given]
+    if recipes: configs = [*dict.fromkeys(configs)] # a row that names its recipe is there once
     names = {config.run_name: config for config in configs}
     for config in configs:
         if names[config.run_name] != config:

@@ -197,17 +197,17 @@ COLUMNS = {"parameters": ("n_parameters", 0), "MB": ("size_mb", 1), "bits/dim": 
            "minutes": ("minutes", 0), "GB to train": ("peak_memory_gb", 2),
            "s for 16 samples": ("cached_seconds", 1)} # {title: (column, digits)}
 
-# %% ../nbs/17_results.ipynb #6fc4010f
+# %% ../nbs/17_results.ipynb #8a8f7cc8
 def _side_by_side(table): # what table1 returned, with images -> one row an architecture, and its scores
     if table.recipe.nunique() == 1: return table, COLUMNS
     key = ["model", "settings", "images", "dataset"]
     table = table.assign(settings=[text.removeprefix("recipe = today, ") for text in table.settings])
-    scores = table.pivot_table("bits_per_dim", key, "recipe", aggfunc="last", observed=True)
+    scores = table.pivot_table("bits_per_dim", key, "recipe", aggfunc="last").add_prefix("score_")
     last = table[key].drop_duplicates().merge(table.drop_duplicates(key, keep="last"))
-    titles = {f"bits/dim, {recipe}": (recipe, 3) for recipe in table.recipe.unique()}
+    titles = {f"bits/dim, {recipe}": (f"score_{recipe}", 3) for recipe in table.recipe.unique()}
     columns = {name: what for title, given in COLUMNS.items()
                for name, what in (titles.items() if title == "bits/dim" else [(title, given)])}
-    return last.drop(columns="recipe").join(scores, on=key), columns
+    return last.join(scores, on=key), columns
 
 # %% ../nbs/17_results.ipynb #92e1a51c
 def table1_markdown(
