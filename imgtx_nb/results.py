@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_test', 'table_row', 'table1', 'write_table',
            'where_from', 'markdown_table', 'number', 'table1_markdown', 'with_costs', 'context_use', 'context_table',
-           'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'ablation_table',
-           'ablation_markdown', 'draw_ablations', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results',
-           'save_figure']
+           'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'path_table',
+           'path_markdown', 'draw_paths', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
 
 # %% ../nbs/17_results.ipynb #051c857d
 import io
@@ -466,59 +465,62 @@ def _label_starts(ax, starts): # axes, and a list of (x, y, text, colour)
                         ha="right", va="center")
     ax.set_ylim(low, high)
 
-# %% ../nbs/17_results.ipynb #f1ecf202
-def ablation_table(
-    folders, # the folders of the runs; the first is what the others are compared with
+# %% ../nbs/17_results.ipynb #f3701dfa
+def path_table(
+    folders, # the folders of the runs, each with one change more than the one before
 ):           # a DataFrame
-    "What a change of the configuration does to validation bits/dim: a row for each run."
-    configs = [read_config(find_path(f)) for f in folders]
-    changes = [{name: getattr(config, name) for name in differing(config, configs[0])} for config in configs]
-    table = table1(folders).assign(change=[in_words(change) or "none" for change in changes])
-    table["difference"] = table.valid_bits_per_dim - table.valid_bits_per_dim[0]
-    columns = ["n_parameters", "steps", "dataset", "scale", "hardware", "commit", "run"]
-    return table[["change", "valid_bits_per_dim", "difference", "label", *columns]]
+    "What each change takes off validation bits/dim; a run of another seed shares the row of its twin."
+    runs, rows = {}, []
+    for path, row in zip(map(find_run, folders), table1(folders).to_dict("records")):
+        config = read_config(path)
+        twin = next((n for n, other in enumerate(runs) if _but_for_seed(config, other)), None)
+        if twin is None: runs[config] = rows.append(row | {"change": _changes(config, runs), "seeds": []})
+        else: rows[twin]["seeds"].append(row["valid_bits_per_dim"])
+    table = pd.DataFrame(rows)
+    return table.assign(gain=-table.valid_bits_per_dim.diff(),
+                        another_seed=[bits[0] if bits else None for bits in table.pop("seeds")])
 
-# %% ../nbs/17_results.ipynb #7e729f5a
-def ablation_markdown(
-    table, # what ablation_table returned
+# %% ../nbs/17_results.ipynb #9b92b2a5
+def _changes(config, earlier): # a RunConfig, those before it -> text
+    if not earlier: return architecture(config)
+    return in_words({name: getattr(config, name) for name in differing(config, [*earlier][-1])})
+
+def _but_for_seed(config, other): return differing(config, other) == ["seed"]
+
+# %% ../nbs/17_results.ipynb #7ca7ee7d
+def path_markdown(
+    table, # what path_table returned
 ):         # markdown
     "The same for people."
     text = lambda column, form: [form(value) for value in table[column]]
-    shown = pd.DataFrame({"change": text("change", "`{}`".format),
+    shown = pd.DataFrame({"change on top of the row above": text("change", str),
                           "validation bits/dim": text("valid_bits_per_dim", lambda v: number(v, 3)),
-                          "difference": text("difference", lambda v: "-" if pd.isna(v) else f"{v:+.3f}"),
-                          "parameters": text("n_parameters", number)})
-    first = f"The first row is {table.label[0]}, trained for {number(table.steps[0])} steps."
-    return f"{markdown_table(shown)}\n\n{first} Validation bits/dim on {where_from(table)}."
+                          "another seed": text("another_seed", lambda v: number(v, 3)),
+                          "gain": text("gain", lambda v: "-" if pd.isna(v) else f"{v:+.3f}"),
+                          "parameters": text("n_parameters", number),
+                          "minutes": text("minutes", lambda v: number(v, 0))})
+    seen = " / ".join(f"{n:,}" for n in dict.fromkeys(table.steps * table.batch_size))
+    notes = (f"The first row is {table.label[0]}. All saw {seen} images. "
+             f"Validation bits/dim on {where_from(table)}.")
+    return f"{markdown_table(shown)}\n\n{notes}"
 
-# %% ../nbs/17_results.ipynb #cb3c06ff
-def draw_ablations(
-    tables, # what ablation_table returned, by the name of the recipe that it starts from
+# %% ../nbs/17_results.ipynb #a5761e7f
+def draw_paths(
+    tables, # {title: what path_table returned}
 ):          # the matplotlib figure
-    "What each change does to a recipe, a panel for each recipe, sorted; the longest bars may be cut."
-    height = max(3, 1.2 + .27 * max(map(len, tables.values())))
+    "Validation bits/dim along each path, from the top down; hollow: another seed."
+    height = 1.6 + .42 * max(map(len, tables.values()))
     fig, axes = plt.subplots(1, len(tables), figsize=(9, height), layout="constrained", squeeze=False)
-    for ax, (name, table), colour in zip(axes[0], tables.items(), sns.color_palette("deep", len(tables))):
-        rows = table[1:].sort_values("difference")
-        sizes = rows.difference.abs().sort_values()
-        limit = 1.6 * sizes.iloc[-3] if len(rows) > 3 else sizes.max()
-        values = [f"{d:+.3f}{' (cut)' if abs(d) > limit else ''}" for d in rows.difference]
-        bars = ax.barh(range(len(rows)), rows.difference.clip(-limit, limit), color=colour)
-        ax.bar_label(bars, values, fontsize=7, padding=2)
-        ax.set_yticks(range(len(rows)), map(_short_change, rows.change), fontsize=7)
-        ax.axvline(0, color="black", lw=.8); ax.invert_yaxis(); ax.margins(x=.52, y=.02)
-        ax.locator_params("x", nbins=5); ax.tick_params("x", labelsize=8)
-        ax.set_title(f"from {name} ({table.valid_bits_per_dim[0]:.3f})", fontsize=9)
-        ax.set_xlabel("difference in validation bits/dim", fontsize=8)
-    title = "What each change does to validation bits/dim; to the left is better"
+    for ax, (title, table), colour in zip(axes[0], tables.items(), sns.color_palette("deep", len(tables))):
+        at = range(len(table))
+        ax.plot(table.valid_bits_per_dim, at, "o-", color=colour, lw=1)
+        ax.plot(table.another_seed.astype(float), at, "o", color=colour, mfc="white", zorder=3)
+        ax.set_yticks(at, [_wrapped(change, 34) for change in table.change], fontsize=7)
+        ax.invert_yaxis(); ax.margins(x=.1, y=.1)
+        ax.set_xlabel("validation bits/dim", fontsize=8); ax.tick_params("x", labelsize=8)
+        ax.set_title(title, fontsize=9); ax.grid(axis="x", lw=.4)
+    title = "Each change on top of those above it; hollow: another seed"
     return _caption(fig, title, pd.concat(tables.values()))
-
-# %% ../nbs/17_results.ipynb #959a0f0d
-def _short_change(change): # "name = value, ..." -> the same; of several changes the short form, in lines
-    if ", " not in change: return change
-    pairs = [setting.split(" = ") for setting in change.split(", ")]
-    return fill(", ".join(value if value.isalpha() else f"{name}\N{NO-BREAK SPACE}{value.removesuffix('.0')}"
-                          for name, value in pairs), 36)
 
 # %% ../nbs/17_results.ipynb #4757d964
 def pixel_bits(
