@@ -176,14 +176,14 @@ def _tiled(*args): return TiledAttention.apply(*args)
 # %% ../nbs/06_attention.ipynb #722c5bf8
 def _is_flexible(x): return x.is_cuda and has_triton # can FlexAttention run where this tensor is?
 
-# %% ../nbs/06_attention.ipynb #93298291
+# %% ../nbs/06_attention.ipynb #c5fee056
 @lru_cache
 @torch.inference_mode(False)
 def waves(
     height, width,       # size of the picture in pixels
     d,                   # channels of a head, a multiple of 4
     device="cpu",        # where to make them
-    wavelengths=(2, 32), # the shortest and the longest, in pixels
+    wavelengths=(2, 23), # the shortest and the longest, in pixels
 ):                       # [height * width, 2, d / 2], cosines and sines of the angles
     "The angles by which the channels of a query or a key are turned at every position."
     logs = torch.linspace(*(math.log(w) for w in wavelengths), d // 4, device=device)

@@ -43,7 +43,7 @@ def _stating(cls): # a class with fields -> the same class
     for name in inspect.get_annotations(cls): delattr(cls, name)
     return cls
 
-# %% ../nbs/04_autoregressive.ipynb #97a219d3
+# %% ../nbs/04_autoregressive.ipynb #7352844f
 @_stating
 class Described:
     "What a class of models says of itself; parameters are stated as fields."
@@ -65,9 +65,9 @@ class Described:
     def initialize(self, images): # uint8 [B, 3, H, W]
         "Adapt the initial weights to a batch of training images; by default, nothing."
 
-    def matrices(self): # -> a list of parameters
+    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
         "The matrices inside the layers, which Muon may move; by default, none."
-        return []
+        return {}
 
     def __init_subclass__(cls): _stating(cls)
 

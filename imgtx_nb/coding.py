@@ -194,12 +194,13 @@ class _File(NamedTuple):
     place: str      # kind of device and its name
     batches: list   # of `_Batch`
 
-# %% ../nbs/17_coding.ipynb #ff149765
+# %% ../nbs/17_coding.ipynb #d54c6be4
 def _model_digest(model): # an AutoregressiveModel -> 8 bytes
     "A digest of a model's settings and weights."
     model = getattr(model, "_orig_mod", model) # of a compiled one
     schemes = [str(module.scheme) for module in model.modules() if hasattr(module, "scheme")]
-    state = blake2b(f"{type(model).__name__} {sorted(vars(model.settings).items())} {schemes}".encode(), digest_size=8)
+    settings = f"{type(model).__name__} {sorted(vars(model.settings).items())} {schemes}"
+    state = blake2b(settings.encode(), digest_size=8)
     for name, x in model.state_dict().items():
         state.update(f"{name} {x.dtype} {list(x.shape)}".encode())
         state.update(x.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -218,14 +219,14 @@ def _text(text): # a short text, after a byte that tells its length
 def _sealed(content): # bytes -> the same, and a digest of them
     return content + blake2b(content, digest_size=8).digest()
 
-# %% ../nbs/17_coding.ipynb #56cca3f6
+# %% ../nbs/17_coding.ipynb #dab012a5
 def compress(
     model,          # an AutoregressiveModel
-    images,         # uint8 [N, 3, H, W]; or picture files or Pillow images, which are scaled to the model's shape
+    images,         # uint8 [N, 3, H, W]; or picture files or Pillow images, scaled to the model's shape
     condition=None, # what the model may see of every pixel beforehand; no model takes one yet
     batch_size=64,  # images at a time; the reader uses the same
 ):                  # bytes
-    "Images as bytes, for `decompress` with the same model; raises `ValueError`, `TypeError` or `FileNotFoundError`."
+    "Images as bytes, for `decompress`; raises `ValueError`, `TypeError` or `FileNotFoundError`."
     images = _bytes_only(as_images(images, model.image_shape)).cpu()
     batch_size = checked("batch_size", batch_size, int, least=1, most=2**16)
     (n, _, height, width), sized = images.shape, _sized(model, *images.shape[2:])
@@ -235,9 +236,10 @@ def compress(
                  zip(images.split(batch_size), _split(condition, n, batch_size))]
         return _sealed(b"".join([head, _text(_torch()), _text(_place(model)), *parts]))
 
-# %% ../nbs/17_coding.ipynb #fd07cbeb
+# %% ../nbs/17_coding.ipynb #fc8e22eb
 def _bytes_only(images):
-    if images.dtype != torch.uint8: raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images are {list(images.shape)}: give [N, 3, H, W], each at least 1.")
     return images
@@ -300,20 +302,21 @@ def _batch_of(source, n, values): # a _Bytes, images in the batch, values in an 
     if (n - raw.sum()) * values > 4 * n_words * _VALUES_PER_BYTE: raise ValueError(_DAMAGED)
     return _Batch(raw, kept, words.astype(np.uint32), source.take(8))
 
-# %% ../nbs/17_coding.ipynb #cd6e132d
+# %% ../nbs/17_coding.ipynb #56bd5055
 def _refuse_other(file, model): # a _File, an AutoregressiveModel
     "Raise `ValueError` unless a file can have been written with this model, here."
     if file.model != _model_digest(model):
-        raise ValueError("The file was written with another model, of other weights or settings: load that one.")
+        raise ValueError("The file was written with another model, of other weights or settings: "
+                         "load that one.")
     if file.torch != _torch():
-        raise ValueError(f"The file was written with PyTorch {file.torch!r:.40}, and this is {_torch()}, whose last bits "
-                         f"may differ: install that version to read it.")
+        raise ValueError(f"The file was written with PyTorch {file.torch!r:.40}, and this is {_torch()}, "
+                         f"whose last bits may differ: install that version to read it.")
     there, here = file.place.split(":")[0], next(model.parameters()).device.type
     if there != here:
         raise ValueError(f"The file was written on {file.place!r:.100}, and the model is on {here}: "
                          "move the model to that kind of device.")
 
-# %% ../nbs/17_coding.ipynb #9778f14b
+# %% ../nbs/17_coding.ipynb #bb459940
 def decompress(
     model,          # the AutoregressiveModel that wrote the file
     data,           # bytes, as `compress` returned them
@@ -327,19 +330,20 @@ def decompress(
         for batch, part in zip(file.batches, _split(condition, n, file.batch_size)):
             try: images.append(_images_of(sized, batch, shape, bar.update, part))
             except _Unlike:
-                raise ValueError(f"Batch {len(images) + 1} of the file does not come out as it was written: it was "
-                                 f"written on {file.place!r:.100}, and this is {_place(model)!r:.100}, "
-                                 "whose last bits may differ; read it there.") from None
+                raise ValueError(f"Batch {len(images) + 1} of the file does not come out as it was written. "
+                                 f"It was written on {file.place!r:.90}, and this is {_place(model)!r:.90}: "
+                                 "read it on the same hardware, with the same libraries.") from None
     return torch.cat(images)
 
-# %% ../nbs/17_coding.ipynb #1c93f473
+# %% ../nbs/17_coding.ipynb #70b5ce3b
 def describe(
     data, # bytes, as `compress` returned them
 ):        # a dictionary
     "What a file says of itself; raises `ValueError` if it is damaged or is no such file."
     file = _parsed(data)
     n, _, height, width = file.shape
-    stream_bytes = sum(4 * len(batch.words) + len(batch.kept) for batch in file.batches)
+    sizes = [4 * len(batch.words) + len(batch.kept) for batch in file.batches]
     return {"images": n, "height": height, "width": width, "batch_size": file.batch_size,
             "raw_images": sum(int(batch.raw.sum()) for batch in file.batches), "torch": file.torch,
-            "hardware": file.place, "stream_bytes": stream_bytes, "other_bytes": len(data) - stream_bytes}
+            "hardware": file.place, "batch_bytes": sizes, "stream_bytes": sum(sizes),
+            "other_bytes": len(data) - sum(sizes)}

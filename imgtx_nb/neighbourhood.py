@@ -59,7 +59,7 @@ class NeighbourhoodParameters(AutoregressiveModel):
                      learning_rate=2e-3, ema_decay=.99, eval_every=100)}
     today = {"every scale": dict(optimizer="muon", learning_rate=3e-3, ema_decay=.999)}
 
-# %% ../nbs/09_neighbourhood.ipynb #c17a0638
+# %% ../nbs/09_neighbourhood.ipynb #f526b46d
 class Neighbourhood(NeighbourhoodParameters):
     "The pixels nearby, a convolution over them, and a network on every pixel by itself."
     def __init__(self,
@@ -82,9 +82,9 @@ class Neighbourhood(NeighbourhoodParameters):
         x = self.convolution(_neighbourhoods(framed, self.settings.reach))
         return self.head(_normalized(self.blocks(x)))
 
-    def matrices(self): # -> a list of parameters
+    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
         "The matrices inside the blocks, which Muon may move."
-        return [p for p in self.blocks.parameters() if p.ndim == 2]
+        return {1: [p for p in self.blocks.parameters() if p.ndim == 2]}
 
 # %% ../nbs/09_neighbourhood.ipynb #63bb1ab8
 MODELS["neighbourhood"] = Neighbourhood

@@ -187,7 +187,7 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
-# %% ../nbs/08_pixelcnnpp.ipynb #f7f3c964
+# %% ../nbs/08_pixelcnnpp.ipynb #81b5b9a1
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -215,10 +215,10 @@ class PixelCNNpp(_Entrance):
             for pair in pairs: streams = pair(streams, stack.pop())
         return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
 
-    def matrices(self): # -> a list of parameters
+    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
         "The directions of the convolutions between entrance and head, which Muon may move."
         inside = nn.ModuleList([self.way_down, self.way_up, self.coarser, self.finer])
-        return [p for name, p in inside.named_parameters() if name.endswith("weight.original1")]
+        return {1: [p for name, p in inside.named_parameters() if name.endswith("weight.original1")]}
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd
 MODELS["pixelcnnpp"] = PixelCNNpp

@@ -98,49 +98,53 @@ def _orthogonal(matrices): # [n, rows, columns], rows <= columns -> the same, wi
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
     return x
 
-# %% ../nbs/15_training.ipynb #48bf10b6
+# %% ../nbs/15_training.ipynb #d536f084
 class Muon(torch.optim.Optimizer):
     "Steps of equal length in every direction of a matrix: the orthogonalised momentum (Jordan et al. 2024)."
     def __init__(self,
-        params, # of two dimensions or more; all but the first count as columns
+        params, # of two dimensions or more, all but the first being columns; or groups with their `parts`
         lr,     # learning rate: 5 times the root mean square of a step
-    ): super().__init__(params, {"lr": lr})
+    ): super().__init__(params, {"lr": lr, "parts": 1})
 
     @torch.no_grad()
     def step(self, closure=None):
         "Move all parameters."
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            kept = [_momentum(self.state[p], p.grad) for p in params]
-            shapes = [tuple(sorted(p.flatten(1).shape)) for p in params]
-            for shape in dict.fromkeys(shapes):
-                same = [i for i, other in enumerate(shapes) if other == shape]
-                _move([params[i] for i in same], [kept[i] for i in same], group["lr"])
+            params, n = [p for p in group["params"] if p.grad is not None], group["parts"]
+            momenta = [_momentum(self.state[p], p.grad).flatten(1) for p in params]
+            steps = _steps([part for m in momenta for part in m.chunk(n)])
+            for i, p in enumerate(params):
+                p.add_(torch.cat(steps[n * i:n * i + n]).view(p.shape), alpha=-group["lr"])
 
 # %% ../nbs/15_training.ipynb #032c6acc
 def _momentum(state, grad): # the state of a parameter -> Nesterov's momentum
     kept = state.setdefault("momentum_buffer", torch.zeros_like(grad)).lerp_(grad, .05)
     return grad.lerp(kept, .95)
 
-# %% ../nbs/15_training.ipynb #c1cc3c35
-def _move(params, momenta, rate): # of one shape, or its transpose
-    upright = lambda x: x.flatten(1) if len(x) <= x[0].numel() else x.flatten(1).T
-    matrices = torch.stack([upright(x) for x in momenta])
-    steps = _orthogonal(matrices.bfloat16() if matrices.is_cuda else matrices).to(matrices.dtype)
-    for p, step in zip(params, steps):
-        step = step if len(p) <= p[0].numel() else step.T
-        p.add_(step.reshape(p.shape), alpha=-.2 * max(matrices.shape[1:]) ** .5 * rate)
+# %% ../nbs/15_training.ipynb #3a623ad6
+def _steps(matrices): # a list of matrices -> their steps at a learning rate of 1
+    shapes, steps = [tuple(sorted(m.shape)) for m in matrices], [None] * len(matrices)
+    for shape in dict.fromkeys(shapes):
+        same = [i for i, other in enumerate(shapes) if other == shape]
+        turned = lambda m: m if len(m) == shape[0] else m.T
+        wide = torch.stack([turned(matrices[i]) for i in same])
+        done = _orthogonal(wide.bfloat16() if wide.is_cuda else wide).to(wide.dtype)
+        for i, step in zip(same, .2 * shape[1] ** .5 * done):
+            steps[i] = step if len(matrices[i]) == shape[0] else step.T
+    return steps
 
-# %% ../nbs/15_training.ipynb #9296f155
+# %% ../nbs/15_training.ipynb #56ac35d0
 def make_optimizers(
     model,  # a model that the config describes
     config, # a RunConfig
 ):          # a list of optimisers, which share the learning rate
     "Adam, and Muon, if it is wanted, for the matrices inside the layers."
-    inside = model.matrices() if config.optimizer == "muon" else []
-    rest = [p for p in model.parameters() if not any(p is q for q in inside)]
+    inside = model.matrices() if config.optimizer == "muon" else {}
+    groups = [{"params": params, "parts": n} for n, params in inside.items()]
+    moved = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in model.parameters() if id(p) not in moved]
     adam = torch.optim.Adam(rest, lr=config.learning_rate, fused=True, **model.adam)
-    return [adam, Muon(inside, lr=config.learning_rate)] if inside else [adam]
+    return [adam, Muon(groups, lr=config.learning_rate)] if groups else [adam]
 
 # %% ../nbs/15_training.ipynb #a8bbfd06
 class Averaged(AveragedModel):

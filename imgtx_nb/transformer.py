@@ -169,7 +169,7 @@ class _TransformerInput(TransformerParameters):
         embedded = self.embed(pixels.flatten(2).transpose(1, 2))
         return self.dropout(F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:]))
 
-# %% ../nbs/07_transformer.ipynb #78907563
+# %% ../nbs/07_transformer.ipynb #c1b3e809
 class ImageTransformer(_TransformerInput):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
@@ -190,9 +190,12 @@ class ImageTransformer(_TransformerInput):
         for layer in self.layers: x = layer(x, lambda x: layer.attention(x, *size))
         return self.head(self.last_norm(x)).unflatten(1, size)
 
-    def matrices(self): # -> a list of parameters
-        "The matrices inside the layers, which Muon may move."
-        return [p for p in self.layers.parameters() if p.ndim == 2]
+    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
+        "The matrices inside the layers, which Muon may move: queries, keys and values are three."
+        inside = {name: p for name, p in self.layers.named_parameters() if p.ndim == 2}
+        of_three = lambda name: name.endswith("qkv.weight")
+        return {3: [p for name, p in inside.items() if of_three(name)],
+                1: [p for name, p in inside.items() if not of_three(name)]}
 
 # %% ../nbs/07_transformer.ipynb #19f8986a
 MODELS["transformer"] = ImageTransformer
