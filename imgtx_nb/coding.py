@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compress', 'decompress', 'describe']
 
-# %% ../nbs/17_coding.ipynb #4685ac0c
+# %% ../nbs/17_coding.ipynb #2d9905c5
 import copy
 import struct
 from contextlib import contextmanager
@@ -15,39 +15,72 @@ from typing import NamedTuple
 import constriction
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .autoregressive import evaluating
 from .data import as_images
-from .logistic_mixture import DiscretizedLogisticMixture, coupled_means
+from .logistic_mixture import DiscretizedLogisticMixture
 from .parameters import checked
 from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
 
-# %% ../nbs/17_coding.ipynb #6d612bc3
-def _below(
-    pixel,   # the likelihood of B pixels, of float64 parameters
-    channel, # 0 red, 1 green, 2 blue
-    earlier, # int64 [B, channel], the channels before it
-):           # float64 [B, 255]
-    "The probability that a channel lies below 1, 2, ..., 255."
-    if not isinstance(pixel, DiscretizedLogisticMixture):
-        return pixel.pmf(channel, earlier).cumsum(-1)[:, :-1]
-    known = F.pad(earlier, (0, 3 - channel))
-    evidence = pixel.component_log_probs(known)[:, :channel].sum(1) if channel else 0
-    weights = (pixel.log_weights + evidence).softmax(-1)
-    centre = 127.5 * (coupled_means(pixel.means, pixel.coefficients, known)[:, channel] + 1)
-    rate = torch.exp(-pixel.log_scales[:, channel]) / 127.5
-    edges = torch.arange(.5, 255, dtype=torch.float64)
-    inside = (edges - centre[..., None]).mul_(rate[..., None]).sigmoid_()
-    return torch.bmm(weights[:, None], inside)[:, 0]
+# %% ../nbs/17_coding.ipynb #51cf6377
+class _Line:
+    "The line of any likelihood: what lies below each value of a channel, one channel after the other."
+    def start(self, pixel): # the likelihood of B pixels, of float64 parameters
+        "Begin with red."
+        self.pixel, self.known = pixel, torch.empty(*pixel.batch_shape, 0, dtype=torch.long)
 
-# %% ../nbs/17_coding.ipynb #04804f74
+    def below(self): # -> float64 [B, 255]
+        "The probability that the channel lies below 1, 2, ..., 255."
+        return self.pixel.pmf(self.known.shape[-1], self.known).cumsum(-1)[:, :-1]
+
+    def learn(self, values): # int64 [B]
+        "Take the channel's values, and go on to the next one."
+        self.known = torch.cat([self.known, values[:, None]], 1)
+
+# %% ../nbs/17_coding.ipynb #1d8a8ea1
+class _MixtureLine(_Line):
+    "The line of a mixture of logistics (Eq. 2-4)."
+    inside = None # float64 [B, K, 255], the sigmoids of every component
+
+    def start(self, pixel): # a DiscretizedLogisticMixture of B pixels, of float64 parameters
+        "Begin with red."
+        super().start(pixel)
+        self.weights, self.rate = pixel.log_weights.exp(), torch.exp(-pixel.log_scales) / 127.5
+        if self.inside is None: self.inside = self.weights.new_empty(*self.weights.shape, 255)
+
+    def below(self): # -> float64 [B, 255]
+        "The probability that the channel lies below 1, 2, ..., 255."
+        mean, channel = self.pixel.means[:, self.known.shape[1]], self.known.shape[1]
+        on_axis = self.known.double() / 127.5 - 1
+        for value, which in enumerate(((), (0,), (1, 2))[channel]):
+            mean = mean + self.pixel.coefficients[:, which] * on_axis[:, value, None]
+        torch.sub(_EDGES, 127.5 * (mean[..., None] + 1), out=self.inside)
+        self.inside.mul_(self.rate[:, channel, :, None]).sigmoid_()
+        return torch.bmm(self.weights[:, None], self.inside)[:, 0]
+
+    def learn(self, values): # int64 [B]
+        "Take the channel's values, and weigh the components anew."
+        super().learn(values)
+        self.weights = _posterior(self.weights, self.inside, values[:, None])
+
+# %% ../nbs/17_coding.ipynb #cb235c5a
+_EDGES = torch.arange(.5, 255, dtype=torch.float64, device="cpu")
+
+def _posterior(weights, inside, values): # [B, K], [B, K, 255], int64 [B, 1] -> [B, K]
+    "Bayes' rule: weights times the masses of a value, which are never quite 0."
+    at = lambda edge: inside.gather(2, edge.clamp(0, 254)[:, None].expand(*weights.shape, 1))[..., 0]
+    upper = torch.where(values == 255, 1., at(values))
+    lower = torch.where(values == 0, 0., at(values - 1))
+    weights = weights * (upper - lower).clamp_min(1e-200)
+    return weights / weights.sum(1, keepdim=True)
+
+# %% ../nbs/17_coding.ipynb #34171f80
 _WHOLE = 2**24 # the length of the line that is divided
 
 def _ends(
-    below, # float64 [B, 255], as `_below` gives it
+    below, # float64 [B, 255], as a `_Line` gives it
 ):         # int64 [B, 259] numpy: 0, where the values 0, 1, ..., 255 begin, where 255 ends, _WHOLE
     "The ends of all intervals; raises `ValueError` if a probability is not a number."
     if not below.sum().isfinite():
@@ -78,7 +111,7 @@ def _read(coder, ends): # a RangeDecoder; int64 [n, 259] numpy, as `_ends` gives
     if values.min() < 0 or values.max() > 255: raise _Unlike("A number lies in no interval.")
     return values
 
-# %% ../nbs/17_coding.ipynb #430d638c
+# %% ../nbs/17_coding.ipynb #77c83304
 @torch.no_grad()
 def _walk(
     model,     # an AutoregressiveModel of the images' shape
@@ -89,12 +122,15 @@ def _walk(
 ):
     "Run the cached decoder over images, and compute the intervals of every value."
     device = next(model.parameters()).device
-    decoder = _decoder(model, len(pixels), condition)
+    decoder, line = _decoder(model, len(pixels), condition), None
     for t in range(pixels.shape[-1]):
         params = decoder.step(pixels[..., t - 1].to(device) if t else None)
         pixel = model.likelihood(params.cpu().double())
+        line = line or (_MixtureLine if isinstance(pixel, DiscretizedLogisticMixture) else _Line)()
+        line.start(pixel)
         for channel in range(3):
-            visit(t, channel, _ends(_below(pixel, channel, pixels[:, :channel, t])))
+            visit(t, channel, _ends(line.below()))
+            line.learn(pixels[:, channel, t])
         tick()
 
 # %% ../nbs/17_coding.ipynb #89c1eb56
