@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['compress', 'decompress', 'describe']
 
-# %% ../nbs/17_coding.ipynb #2d9905c5
+# %% ../nbs/17_coding.ipynb #063ca3a8
 import copy
 import struct
 from contextlib import contextmanager
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
 import constriction
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .autoregressive import evaluating
 from .data import as_images
@@ -24,77 +26,99 @@ from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
 
-# %% ../nbs/17_coding.ipynb #51cf6377
+# %% ../nbs/17_coding.ipynb #1fcd2471
 class _Line:
-    "The line of any likelihood: what lies below each value of a channel, one channel after the other."
+    "F of any likelihood, one channel after the other."
     def start(self, pixel): # the likelihood of B pixels, of float64 parameters
         "Begin with red."
-        self.pixel, self.known = pixel, torch.empty(*pixel.batch_shape, 0, dtype=torch.long)
+        self.pixel, self.known, self.each = pixel, [], np.arange(len(pixel.params))
+        self.turn()
 
-    def below(self): # -> float64 [B, 255]
-        "The probability that the channel lies below 1, 2, ..., 255."
-        return self.pixel.pmf(self.known.shape[-1], self.known).cumsum(-1)[:, :-1]
+    def turn(self):
+        "Turn to the next channel."
+        known = torch.from_numpy(np.array(self.known).reshape(len(self.known), -1).T).long()
+        masses = self.pixel.pmf(len(self.known), known)
+        self.table = F.pad(masses.cumsum(-1), (1, 0)).numpy()
+
+    def below(self, edges): # int64 [B, n] in 0..256 -> float64 [B, n]
+        "The probability that the channel lies below these values."
+        return self.table[self.each[:, None], edges]
 
     def learn(self, values): # int64 [B]
-        "Take the channel's values, and go on to the next one."
-        self.known = torch.cat([self.known, values[:, None]], 1)
+        "Take the channel's values."
+        self.known.append(values)
+        if len(self.known) < 3: self.turn()
 
-# %% ../nbs/17_coding.ipynb #1d8a8ea1
+# %% ../nbs/17_coding.ipynb #caf49a2a
 class _MixtureLine(_Line):
-    "The line of a mixture of logistics (Eq. 2-4)."
-    inside = None # float64 [B, K, 255], the sigmoids of every component
-
+    "F of a mixture of logistics (Eq. 2-4)."
     def start(self, pixel): # a DiscretizedLogisticMixture of B pixels, of float64 parameters
         "Begin with red."
+        parts = pixel.log_weights.exp(), torch.exp(-pixel.log_scales) / 127.5, pixel.means, pixel.coefficients
+        self.weights, self.rate, self.means, self.coefficients = (x.numpy() for x in parts)
         super().start(pixel)
-        self.weights, self.rate = pixel.log_weights.exp(), torch.exp(-pixel.log_scales) / 127.5
-        if self.inside is None: self.inside = self.weights.new_empty(*self.weights.shape, 255)
 
-    def below(self): # -> float64 [B, 255]
-        "The probability that the channel lies below 1, 2, ..., 255."
-        mean, channel = self.pixel.means[:, self.known.shape[1]], self.known.shape[1]
-        on_axis = self.known.double() / 127.5 - 1
-        for value, which in enumerate(((), (0,), (1, 2))[channel]):
-            mean = mean + self.pixel.coefficients[:, which] * on_axis[:, value, None]
-        torch.sub(_EDGES, 127.5 * (mean[..., None] + 1), out=self.inside)
-        self.inside.mul_(self.rate[:, channel, :, None]).sigmoid_()
-        return torch.bmm(self.weights[:, None], self.inside)[:, 0]
+    def turn(self):
+        "Turn to the next channel: its means are moved by the channels before it."
+        mean, channel = self.means[:, len(self.known)], len(self.known)
+        for value, which in zip(self.known, ((), (0,), (1, 2))[channel]):
+            mean = mean + self.coefficients[:, which] * (value[:, None] / 127.5 - 1)
+        self.centre, self.slope = 127.5 * (mean[..., None] + 1), self.rate[:, channel, :, None]
 
-    def learn(self, values): # int64 [B]
-        "Take the channel's values, and weigh the components anew."
+    def below(self, edges): # int64 [B, n] in 0..256 -> float64 [B, n]
+        "The probability that the channel lies below these values."
+        self.inside = _EDGES[edges][:, None] - self.centre
+        self.inside *= self.slope
+        torch.from_numpy(self.inside).sigmoid_()
+        return (self.weights[..., None] * self.inside).sum(1)
+
+    def learn(self, values): # int64 [B]; the last edges were the 17 of its low digit
+        "Take the channel's values, and weigh the components anew: a mass is never quite 0."
+        mass = self.inside[self.each, :, values % 16 + 1] - self.inside[self.each, :, values % 16]
+        weights = self.weights * np.maximum(mass, 1e-200)
+        self.weights = weights / weights.sum(1, keepdims=True)
         super().learn(values)
-        self.weights = _posterior(self.weights, self.inside, values[:, None])
 
-# %% ../nbs/17_coding.ipynb #cb235c5a
-_EDGES = torch.arange(.5, 255, dtype=torch.float64, device="cpu")
+_EDGES = np.array([-np.inf, *np.arange(.5, 255), np.inf])
 
-def _posterior(weights, inside, values): # [B, K], [B, K, 255], int64 [B, 1] -> [B, K]
-    "Bayes' rule: weights times the masses of a value, which are never quite 0."
-    at = lambda edge: inside.gather(2, edge.clamp(0, 254)[:, None].expand(*weights.shape, 1))[..., 0]
-    upper = torch.where(values == 255, 1., at(values))
-    lower = torch.where(values == 0, 0., at(values - 1))
-    weights = weights * (upper - lower).clamp_min(1e-200)
-    return weights / weights.sum(1, keepdim=True)
-
-# %% ../nbs/17_coding.ipynb #34171f80
+# %% ../nbs/17_coding.ipynb #cf0d5724
 _WHOLE = 2**24 # the length of the line that is divided
 
 def _ends(
-    below, # float64 [B, 255], as a `_Line` gives it
-):         # int64 [B, 259] numpy: 0, where the values 0, 1, ..., 255 begin, where 255 ends, _WHOLE
-    "The ends of all intervals; raises `ValueError` if a probability is not a number."
-    if not below.sum().isfinite():
+    below, # float64 [B, 17] numpy, F at a digit's edges
+    apart, # how many values lie between two edges
+):         # int64 [B, 19] numpy: 0, where the digits 0, 1, ..., 15 begin, where 15 ends, _WHOLE
+    "The ends of a digit's intervals; raises `ValueError` if a probability is not a number."
+    below = np.maximum.accumulate(below, 1) + _FLOOR * apart
+    share = (below - below[:, :1]) / (below[:, -1:] - below[:, :1])
+    if not np.isfinite(share.sum()):
         raise ValueError("The model's parameters are not finite at a pixel: it cannot code; train it anew.")
-    ends = np.empty((len(below), 259), np.int64)
-    ends[:, :2], ends[:, -2:] = (0, 1), (_WHOLE - 1, _WHOLE)
-    rounded = ((_WHOLE - 258) * below.clamp(0, 1)).long().numpy()
-    ends[:, 2:-2] = np.maximum.accumulate(rounded, 1) + np.arange(2, 257)
+    ends = np.empty((len(below), 19), np.int64)
+    ends[:, 0], ends[:, -1] = 0, _WHOLE
+    ends[:, 1:-1] = (_WHOLE - 18) * share
+    ends[:, 1:-1] += np.arange(1, 18)
     return ends
 
-# %% ../nbs/17_coding.ipynb #64450ac5
+_FLOOR = np.arange(17) * 2.**-30
+
+# %% ../nbs/17_coding.ipynb #1be7157d
+def _digits(
+    line,  # a `_Line` that has started
+    digit, # a function of a channel, a place (0 high, 1 low) and its ends, [B, 19] -> int64 [B] numpy
+):         # int64 [B, 3]
+    "The values of a pixel, digit by digit."
+    for channel in range(3):
+        high = digit(channel, 0, _ends(line.below(_HIGH.repeat(len(line.each), 0)), 16))
+        low = digit(channel, 1, _ends(line.below(16 * high[:, None] + _LOW), 1))
+        line.learn(16 * high + low)
+    return torch.from_numpy(np.stack(line.known, 1))
+
+_HIGH, _LOW = np.arange(0, 257, 16)[None], np.arange(17)
+
+# %% ../nbs/17_coding.ipynb #1f583d27
 _PARTS = constriction.stream.model.Categorical(perfect=False)
 
-def _write(intervals): # int64 [n, 2] numpy: where each value's interval begins and ends -> uint32 words
+def _write(intervals): # int64 [n, 2] numpy: where each digit's interval begins and ends -> uint32 words
     "The words of a stream."
     begin, end = intervals.T
     lengths, coder = np.stack([begin, end - begin, _WHOLE - end], 1), constriction.stream.queue.RangeEncoder()
@@ -104,34 +128,33 @@ def _write(intervals): # int64 [n, 2] numpy: where each value's interval begins 
 class _Unlike(ValueError):
     "What comes out is not what was written."
 
-def _read(coder, ends): # a RangeDecoder; int64 [n, 259] numpy, as `_ends` gives it -> n values
-    "The next values of a stream; raises `_Unlike` where there is none."
-    try: values = coder.decode(_PARTS, (np.diff(ends) - 1).astype(np.float32)) - 1
-    except AssertionError: values = np.array([256]) # what constriction says of words that nothing is coded by
-    if values.min() < 0 or values.max() > 255: raise _Unlike("A number lies in no interval.")
-    return values
+def _read(coder, ends): # a RangeDecoder; int64 [n, 19] numpy, as `_ends` gives it -> n digits
+    "The next digits of a stream; raises `_Unlike` where there is none."
+    try: digits = coder.decode(_PARTS, (np.diff(ends) - 1).astype(np.float32)) - 1
+    except AssertionError: digits = np.array([16]) # what constriction says of words that nothing is coded by
+    if digits.min() < 0 or digits.max() > 15: raise _Unlike("A number lies in no interval.")
+    return digits
 
-# %% ../nbs/17_coding.ipynb #77c83304
+# %% ../nbs/17_coding.ipynb #6c7cdd41
 @torch.no_grad()
 def _walk(
-    model,     # an AutoregressiveModel of the images' shape
-    pixels,    # int64 [B, 3, T], in raster order; a reader fills them in
-    visit,     # a function of a position, a channel, and the ends of its intervals, [B, 259]
-    tick,      # called after each position
-    condition, # of the batch, or None
-):
-    "Run the cached decoder over images, and compute the intervals of every value."
-    device = next(model.parameters()).device
-    decoder, line = _decoder(model, len(pixels), condition), None
-    for t in range(pixels.shape[-1]):
-        params = decoder.step(pixels[..., t - 1].to(device) if t else None)
+    model,      # an AutoregressiveModel of the images' shape
+    batch_size, # images that are walked over together
+    digit,      # a function of a position, a channel, a place (0 high, 1 low) and ends, as in `_digits`
+    tick,       # called after each position
+    condition,  # of the batch, or None
+):              # uint8 [B, 3, H, W]
+    "Run the cached decoder over images, and ask for every digit."
+    (_, height, width), device = model.image_shape, next(model.parameters()).device
+    decoder, line, pixels = _decoder(model, batch_size, condition), None, []
+    for t in range(height * width):
+        params = decoder.step(pixels[-1].to(device) if t else None)
         pixel = model.likelihood(params.cpu().double())
         line = line or (_MixtureLine if isinstance(pixel, DiscretizedLogisticMixture) else _Line)()
         line.start(pixel)
-        for channel in range(3):
-            visit(t, channel, _ends(line.below()))
-            line.learn(pixels[:, channel, t])
+        pixels.append(_digits(line, partial(digit, t)))
         tick()
+    return torch.stack(pixels, -1).to(torch.uint8).unflatten(-1, (height, width))
 
 # %% ../nbs/17_coding.ipynb #89c1eb56
 def _decoder(model, batch_size, condition):
@@ -142,7 +165,7 @@ def _decoder(model, batch_size, condition):
         raise ValueError(f"There is no decoder for {batch_size} images of {size} pixels ({why}): "
                          "write with a smaller batch_size, or smaller images.") from None
 
-# %% ../nbs/17_coding.ipynb #3caf7c69
+# %% ../nbs/17_coding.ipynb #b7d5e717
 @contextmanager
 def _pinned(
     model, # an AutoregressiveModel
@@ -156,7 +179,8 @@ def _pinned(
         torch.set_num_threads(1)
         mkldnn.enabled = True
         for part in precise: part.fp32_precision = "ieee"
-        with evaluating(model), flush_denormals(), torch.autocast(device, enabled=False): yield
+        with (evaluating(model), flush_denormals(), torch.autocast(device, enabled=False),
+              np.errstate(invalid="ignore")): yield
     finally:
         for part, precision in zip(precise, before): part.fp32_precision = precision
         mkldnn.enabled = enabled
@@ -170,20 +194,21 @@ def _sized(model, height, width): # an AutoregressiveModel, pixels -> the same m
     other.image_shape = (3, height, width)
     return other
 
-# %% ../nbs/17_coding.ipynb #c08dd944
+# %% ../nbs/17_coding.ipynb #f20bfb13
 _VALUES_PER_BYTE = 128 # at most, in a stream
 
 def _written(model, images, tick, condition): # uint8 [B, 3, H, W] -> bytes
     "A batch: the length of its stream, which images are raw, those images, the stream, and a digest."
-    pixels = images.flatten(2).long()
-    intervals = np.empty((pixels.shape[-1], 3, len(images), 2), np.int64)
-    def note(t, channel, ends):
-        values = pixels[:, channel, t, None].numpy()
-        intervals[t, channel] = np.take_along_axis(ends, values + [1, 2], 1)
-    _walk(model, pixels, note, tick, condition)
-    bits = (24 - np.log2(np.diff(intervals)[..., 0])).sum((0, 1))
+    pixels = images.flatten(2).numpy().astype(np.int64)
+    intervals, each = np.empty((pixels.shape[-1], 3, 2, len(images), 2), np.int64), np.arange(len(images))
+    def note(t, channel, place, ends):
+        digits = pixels[:, channel, t] % 16 if place else pixels[:, channel, t] // 16
+        for end in (0, 1): intervals[t, channel, place, :, end] = ends[each, digits + 1 + end]
+        return digits
+    _walk(model, len(images), note, tick, condition)
+    bits = (24 - np.log2(intervals[..., 1] - intervals[..., 0])).sum((0, 1, 2))
     raw = bits >= 8 * images[0].numel()
-    words = _write(intervals[:, :, ~raw].reshape(-1, 2))
+    words = _write(intervals[:, :, :, ~raw].reshape(-1, 2))
     least = -(-(~raw).sum() * images[0].numel() // (4 * _VALUES_PER_BYTE))
     words = np.pad(words, (0, max(0, least - len(words))))
     kept = images[torch.from_numpy(raw)].numpy().tobytes()
@@ -202,18 +227,17 @@ class _Batch(NamedTuple):
     words: np.ndarray # uint32, the stream of the others
     digest: bytes     # of all images
 
-# %% ../nbs/17_coding.ipynb #f1acfc66
+# %% ../nbs/17_coding.ipynb #8e32b3bc
 def _images_of(model, batch, shape, tick, condition): # a _Batch, (3, H, W) -> uint8 [B, 3, H, W]
     "The images of a batch; raises `_Unlike` if they are not those that were written."
-    raw, coded = torch.from_numpy(batch.raw), ~batch.raw
-    pixels = torch.zeros(len(raw), 3, shape[1] * shape[2], dtype=torch.long)
-    kept = torch.from_numpy(np.frombuffer(batch.kept, np.uint8).astype(np.int64))
-    pixels[raw] = kept.view(-1, *pixels.shape[1:])
-    coder = constriction.stream.queue.RangeDecoder(batch.words)
-    def fill(t, channel, ends):
-        pixels[~raw, channel, t] = torch.from_numpy(_read(coder, ends[coded])).long()
-    if coded.any(): _walk(model, pixels, fill, tick, condition)
-    images = pixels.to(torch.uint8).view(-1, *shape)
+    kept, coded = np.zeros((len(batch.raw), *shape), np.uint8), ~batch.raw
+    kept[batch.raw] = np.frombuffer(batch.kept, np.uint8).reshape(-1, *shape)
+    coder, pixels = constriction.stream.queue.RangeDecoder(batch.words), kept.reshape(len(kept), 3, -1)
+    def read(t, channel, place, ends):
+        digits = (pixels[:, channel, t] % 16 if place else pixels[:, channel, t] // 16).astype(np.int64)
+        digits[coded] = _read(coder, ends[coded])
+        return digits
+    images = _walk(model, len(kept), read, tick, condition) if coded.any() else torch.from_numpy(kept)
     if _digest(images) != batch.digest: raise _Unlike("Other images came out.")
     return images
 
