@@ -58,14 +58,15 @@ def _set_by(statement): # a node of a syntax tree -> the names it sets to a plai
     if any(isinstance(part, computed) for part in parts): return []
     return [target.id for target in targets]
 
-# %% ../nbs/19_experiments.ipynb #75250c3e
+# %% ../nbs/19_experiments.ipynb #0215e187
 def shared_parameters(
     namespace, # an experiment notebook's globals(), after its parameters cell
     *own,      # the names of its own parameters
 ):             # {name: value}, for every run
     "What every run of an experiment is given; raises `ValueError` for a name that does not exist."
     given = notebook_parameters(namespace)
-    common = ["scale", "recipe", "dataset", "data_root", "horizontal_flips", "max_steps", "seed", "results_dir"]
+    common = ["scale", "recipe", "dataset", "data_root", "horizontal_flips", "max_steps", "seed",
+              "results_dir"]
     refuse_unknown(given, [name for name in common if name in namespace] + [*own])
     shared = {name: value for name, value in given.items() if name not in own}
     config = config_from({name: value for name, value in shared.items() if name != "max_steps"})

@@ -108,11 +108,11 @@ _SCALES = {
     "tiny": dict(n_layers=2, d_model=128, n_heads=4, d_ff=256, dropout=0., batch_size=8, max_steps=300,
                  warmup_steps=30, learning_rate=2e-3, ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/07_transformer.ipynb #7eda8762
+# %% ../nbs/07_transformer.ipynb #f428f1b2
 _TODAY = {
     "every scale": dict(positions="rotary", norm="pre", activation="gelu", embedding_scale=1., dropout=0.,
                         optimizer="muon", schedule="cosine", learning_rate=3e-3, ema_decay=.999),
-    "tiny": dict(ema_decay=.99)}
+    "laptop": dict(n_heads=3), "tiny": dict(ema_decay=.99)}
 
 # %% ../nbs/07_transformer.ipynb #54cb241b
 class TransformerParameters(AutoregressiveModel):
