@@ -42,7 +42,7 @@ class _PixelwiseBlock(nn.Module):
 # %% ../nbs/09_neighbourhood.ipynb #e4246811
 def _normalized(x): return F.layer_norm(x, x.shape[-1:]) # over the last axis
 
-# %% ../nbs/09_neighbourhood.ipynb #a70c47d9
+# %% ../nbs/09_neighbourhood.ipynb #01fd3997
 class NeighbourhoodParameters(AutoregressiveModel):
     "What a `Neighbourhood` states: its parameters, and how it is trained."
     reach: int = setting(3, "pixels that it looks up, left and right", least=1, size=True)
@@ -57,7 +57,8 @@ class NeighbourhoodParameters(AutoregressiveModel):
                        learning_rate=3e-3, ema_decay=.999, eval_every=1000),
         "tiny": dict(n_blocks=2, n_features=64, batch_size=8, max_steps=300, warmup_steps=30,
                      learning_rate=2e-3, ema_decay=.99, eval_every=100)}
-    today = {"every scale": dict(optimizer="muon", learning_rate=3e-3, ema_decay=.999)}
+    today = {"every scale": dict(optimizer="muon", learning_rate=3e-3, warmup_steps=500, ema_decay=.999),
+             "laptop": dict(warmup_steps=100), "tiny": dict(warmup_steps=30, ema_decay=.99)}
 
 # %% ../nbs/09_neighbourhood.ipynb #f526b46d
 class Neighbourhood(NeighbourhoodParameters):

@@ -157,7 +157,14 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #5f649946
+# %% ../nbs/08_pixelcnnpp.ipynb #a4278c7d
+_TODAY = {
+    "every scale": dict(optimizer="muon", schedule="cosine", learning_rate=3e-3, warmup_steps=500,
+                        ema_decay=.999),
+    "laptop": dict(dropout=0., batch_size=2, max_steps=8000, warmup_steps=100, eval_every=1000),
+    "tiny": dict(warmup_steps=30, ema_decay=.99)}
+
+# %% ../nbs/08_pixelcnnpp.ipynb #6169ee9e
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
@@ -166,7 +173,7 @@ class PixelCNNppParameters(_InitializedOnData):
     recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
-    adam, scales = dict(betas=(.95, .9995), eps=1e-8), _SCALES
+    adam, scales, today = dict(betas=(.95, .9995), eps=1e-8), _SCALES, _TODAY
     learning = dict(warmup_steps=1, schedule="exponential", ema_decay=.9995)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b508b602
