@@ -24,10 +24,11 @@ schemes = st.one_of(st.builds(non_local), st.builds(local_1d, st.integers(1, 40)
 seeds = st.integers(0, 2**31)
 
 
-def model_of(kind, size):
-    "A small model with every parameter shaken."
+def model_of(kind, size, seed):
+    "A small model with every parameter shaken; with an odd seed, a Transformer has rotary positions."
+    positions = "rotary" if seed % 2 else "sinusoidal"
     if kind == "pixelcnnpp": model = PixelCNNpp((3, *size), n_resnet=1, n_filters=4)
-    else: model = ImageTransformer((3, *size), kind, n_layers=2, d_model=16, n_heads=2, d_ff=16)
+    else: model = ImageTransformer((3, *size), kind, n_layers=2, d_model=16, n_heads=2, d_ff=16, positions=positions)
     for p in model.parameters(): p.data.add_(.1 * torch.randn_like(p))
     return model.eval()
 
@@ -35,7 +36,7 @@ def model_of(kind, size):
 @given(st.one_of(schemes, st.just("pixelcnnpp")), sizes, seeds, st.data())
 def test_no_parameter_depends_on_its_pixel_or_a_later_one(kind, size, seed, data):
     torch.manual_seed(seed)
-    model, images = model_of(kind, size), torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
+    model, images = model_of(kind, size, seed), torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8)
     t = data.draw(st.integers(0, size[0] * size[1] - 1))
     changed = images.clone()
     changed.flatten(2)[:, :, t:] = torch.randint(0, 256, changed.flatten(2)[:, :, t:].shape, dtype=torch.uint8)
@@ -45,17 +46,17 @@ def test_no_parameter_depends_on_its_pixel_or_a_later_one(kind, size, seed, data
 @given(st.one_of(schemes, st.just("pixelcnnpp")), sizes, seeds)
 def test_decoder_and_forward_agree(kind, size, seed):
     torch.manual_seed(seed)
-    model, images = model_of(kind, size), torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
+    model, images = model_of(kind, size, seed), torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8)
     with torch.no_grad(): expected = model(images).flatten(1, 2)
     decoder = model.decoder(2)
     for t, pixel in enumerate([None, *images.flatten(2).unbind(2)][:-1]): assert torch.allclose(decoder.step(pixel), expected[:, t], atol=1e-4)
 
 
-@given(schemes, sizes, seeds)
-def test_executions_of_attention_agree(scheme, size, seed):
+@given(schemes, sizes, seeds, st.booleans())
+def test_executions_of_attention_agree(scheme, size, seed, rotary):
     torch.manual_seed(seed)
-    layer, x = SelfAttention(16, 2, scheme), torch.randn(2, size[0] * size[1], 16)
-    q, k, v = layer.project(x)
+    layer, x = SelfAttention(16, 2, scheme, rotary), torch.randn(2, size[0] * size[1], 16)
+    q, k, v = layer.project(x, layer.waves(*size))
     tiled = TiledAttention.apply(q, k, v, scheme, *size)
     assert torch.allclose(tiled, dense_attention(q, k, v, scheme, *size), atol=1e-5)
     with torch.no_grad():
