@@ -55,7 +55,7 @@ def cache_plan(
     plans = (_plan(scheme, height, width, *layout) for layout in _layouts(scheme, height, width).values())
     return min(plans, key=lambda plan: sum(run.stop - run.start for run in plan.runs))
 
-# %% ../nbs/10_cached.ipynb #9ba2ca31
+# %% ../nbs/10_cached.ipynb #0633cf42
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time (Eq. 5)."
     def __init__(self,
@@ -63,29 +63,25 @@ class CachedAttention:
         batch_size,    # images that grow together
         height, width, # size of the picture in pixels
     ):
-        self.layer, self.plan, weight = layer, cache_plan(layer.scheme, height, width), layer.qkv.weight
+        self.layer, self.size, self.plan = layer, (height, width), cache_plan(layer.scheme, height, width)
+        weight, d = layer.qkv.weight, layer.qkv.in_features // layer.n_heads
         self.slot, self.mask = self.plan.slot.to(weight.device), self.plan.mask.to(weight)
-        shape = batch_size, 2, layer.n_heads, self.plan.n_slots, weight.shape[1] // layer.n_heads
-        self.kept, self.waves = weight.new_zeros(shape), layer.waves(height, width)
-
-    def project(self, x, where): # [B, n, d_model], an index of positions -> [B, heads, n, d] three times
-        "Queries, keys and values at some positions."
-        return self.layer.project(x, None if self.waves is None else self.waves[where])
+        self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots, d)
 
     def fill(self, x, rows, width, n): # [B, rows * width, d_model], n positions of it known -> the same
         "Attend in many positions at once, and keep the keys that later ones can see."
-        (q, k, v), last = self.project(x, slice(rows * width)), slice(max(0, n - self.plan.n_slots), n)
+        q, k, v = self.layer.project(x, self.size, slice(rows * width))
+        last = slice(max(0, n - self.plan.n_slots), n)
         self.kept[..., self.slot[last], :] = torch.stack([k, v], 1)[..., last, :]
         out = self.layer.attend(q, k, v, self.layer.scheme, rows, width)
         return self.layer.out(out.transpose(1, 2).flatten(2))
 
     def step(self, x, t): # [B, d_model], the next position as an int or as a tensor [1] -> [B, d_model]
         "Attend with one query over its run or, if `t` is a tensor, over all slots; both masked."
-        q, k, v = self.project(x[:, None], t)
+        q, k, v = self.layer.project(x[:, None], self.size, t)
         self.kept.index_copy_(3, self.slot[t].view(1), torch.stack([k, v], 1))
         run = self.plan.runs[t] if isinstance(t, int) else slice(None)
-        k, v = self.kept[..., run, :].unbind(1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[t][..., run])
+        out = F.scaled_dot_product_attention(q, *self.kept[..., run, :].unbind(1), self.mask[t][..., run])
         return self.layer.out(out.flatten(1))
 
 # %% ../nbs/10_cached.ipynb #1b728fe8

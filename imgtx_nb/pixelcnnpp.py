@@ -164,7 +164,7 @@ _TODAY = {
     "laptop": dict(dropout=0., batch_size=2, max_steps=8000, warmup_steps=100, eval_every=1000),
     "tiny": dict(warmup_steps=30, ema_decay=.99)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #6169ee9e
+# %% ../nbs/08_pixelcnnpp.ipynb #3131a5ac
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
@@ -175,6 +175,11 @@ class PixelCNNppParameters(_InitializedOnData):
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
     adam, scales, today = dict(betas=(.95, .9995), eps=1e-8), _SCALES, _TODAY
     learning = dict(warmup_steps=1, schedule="exponential", ema_decay=.9995)
+
+    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
+        "The directions of the convolutions between entrance and head, which Muon may move."
+        inside = lambda name: name.endswith("weight.original1") and not name.startswith(("enter", "head"))
+        return {1: [p for name, p in self.named_parameters() if inside(name)]}
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b508b602
 class _Entrance(PixelCNNppParameters):
@@ -194,7 +199,7 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
-# %% ../nbs/08_pixelcnnpp.ipynb #81b5b9a1
+# %% ../nbs/08_pixelcnnpp.ipynb #ac7bd7ed
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -221,11 +226,6 @@ class PixelCNNpp(_Entrance):
             if level: streams = self.finer[level - 1](streams)
             for pair in pairs: streams = pair(streams, stack.pop())
         return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
-
-    def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
-        "The directions of the convolutions between entrance and head, which Muon may move."
-        inside = nn.ModuleList([self.way_down, self.way_up, self.coarser, self.finer])
-        return {1: [p for name, p in inside.named_parameters() if name.endswith("weight.original1")]}
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd
 MODELS["pixelcnnpp"] = PixelCNNpp

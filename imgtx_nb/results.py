@@ -465,27 +465,26 @@ def _label_starts(ax, starts): # axes, and a list of (x, y, text, colour)
                         ha="right", va="center")
     ax.set_ylim(low, high)
 
-# %% ../nbs/17_results.ipynb #f3701dfa
+# %% ../nbs/17_results.ipynb #f8ec8398
 def path_table(
     folders, # the folders of the runs, each with one change more than the one before
 ):           # a DataFrame
     "What each change takes off validation bits/dim; a run of another seed shares the row of its twin."
-    runs, rows = {}, []
-    for path, row in zip(map(find_run, folders), table1(folders).to_dict("records")):
-        config = read_config(path)
-        twin = next((n for n, other in enumerate(runs) if _but_for_seed(config, other)), None)
-        if twin is None: runs[config] = rows.append(row | {"change": _changes(config, runs), "seeds": []})
-        else: rows[twin]["seeds"].append(row["valid_bits_per_dim"])
-    table = pd.DataFrame(rows)
-    return table.assign(gain=-table.valid_bits_per_dim.diff(),
-                        another_seed=[bits[0] if bits else None for bits in table.pop("seeds")])
+    table, configs = table1(folders), [read_config(find_run(f)) for f in folders]
+    firsts = [_twin(config, configs[:n]) for n, config in enumerate(configs)]
+    path = [n for n, first in enumerate(firsts) if first is None]
+    again = {first: bits for first, bits in zip(firsts, table.valid_bits_per_dim) if first is not None}
+    table = table.iloc[path].reset_index(drop=True)
+    return table.assign(change=_changes([configs[n] for n in path]), gain=-table.valid_bits_per_dim.diff(),
+                        another_seed=[again.get(n) for n in path])
 
-# %% ../nbs/17_results.ipynb #9b92b2a5
-def _changes(config, earlier): # a RunConfig, those before it -> text
-    if not earlier: return architecture(config)
-    return in_words({name: getattr(config, name) for name in differing(config, [*earlier][-1])})
+# %% ../nbs/17_results.ipynb #8b109171
+def _twin(config, earlier): # a RunConfig, those before it -> which of them differs in the seed alone, or None
+    return next((n for n, other in enumerate(earlier) if differing(config, other) == ["seed"]), None)
 
-def _but_for_seed(config, other): return differing(config, other) == ["seed"]
+def _changes(configs): # the RunConfigs of a path -> texts
+    new = lambda config, before: {name: getattr(config, name) for name in differing(config, before)}
+    return [architecture(configs[0]), *(in_words(new(*pair)) for pair in zip(configs[1:], configs))]
 
 # %% ../nbs/17_results.ipynb #7ca7ee7d
 def path_markdown(

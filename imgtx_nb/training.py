@@ -116,10 +116,10 @@ class Muon(torch.optim.Optimizer):
             for i, p in enumerate(params):
                 p.add_(torch.cat(steps[n * i:n * i + n]).view(p.shape), alpha=-group["lr"])
 
-# %% ../nbs/15_training.ipynb #032c6acc
+# %% ../nbs/15_training.ipynb #a2bd84e7
 def _momentum(state, grad): # the state of a parameter -> Nesterov's momentum
-    kept = state.setdefault("momentum_buffer", torch.zeros_like(grad)).lerp_(grad, .05)
-    return grad.lerp(kept, .95)
+    if not state: state["momentum_buffer"] = torch.zeros_like(grad)
+    return grad.lerp(state["momentum_buffer"].lerp_(grad, .05), .95)
 
 # %% ../nbs/15_training.ipynb #3a623ad6
 def _steps(matrices): # a list of matrices -> their steps at a learning rate of 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TransformerParameters', 'ImageTransformer', 'dead_units']
 
-# %% ../nbs/07_transformer.ipynb #161fddde
+# %% ../nbs/07_transformer.ipynb #a9931e86
 import math
 from functools import lru_cache
 
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import SelfAttention
+from .attention import SelfAttention, by_position
 from .autoregressive import MODELS, AutoregressiveModel, evaluating
 from .masks import SCHEMES
 from .parameters import setting
 
-# %% ../nbs/07_transformer.ipynb #1a1da2b5
+# %% ../nbs/07_transformer.ipynb #797894aa
 @lru_cache
 @torch.inference_mode(False)
 def _positions_2d(
@@ -30,14 +30,13 @@ def _positions_2d(
     rate = torch.exp(-math.log(10000) * torch.arange(0, d_model // 2, 2, device=device) / (d_model // 2))
     angles = lambda n: torch.arange(n, device=device)[:, None] * rate
     wave = lambda n: torch.stack([angles(n).sin(), angles(n).cos()], -1).flatten(1)
-    rows, columns = wave(height)[:, None].expand(-1, width, -1), wave(width).expand(height, -1, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)
+    return by_position(wave(height), wave(width))
 
 # %% ../nbs/07_transformer.ipynb #5e840eca
 @torch.compiler.assume_constant_result # a compiled model would compute them in every step
 def _kept_positions(*size): return _positions_2d(*size)
 
-# %% ../nbs/07_transformer.ipynb #39ab03e4
+# %% ../nbs/07_transformer.ipynb #27f11fc3
 class _LearnedPositions(nn.Module):
     "A learned code for every row and every column, which starts as the sinusoidal one."
     def __init__(self,
@@ -54,8 +53,7 @@ class _LearnedPositions(nn.Module):
         if height > most[0] or width > most[1]:
             raise ValueError(f"The picture is {height} x {width}, but positions were learned for {most[0]} x "
                              f"{most[1]}: use pictures of at most that size, or sinusoidal positions.")
-        rows, columns = self.rows[:height, None], self.columns[:width]
-        return torch.cat([rows.expand(-1, width, -1), columns.expand(height, -1, -1)], -1).flatten(0, 1)
+        return by_position(self.rows[:height], self.columns[:width])
 
 # %% ../nbs/07_transformer.ipynb #595e0f7e
 class _LayerNorm(nn.LayerNorm):
@@ -68,22 +66,19 @@ class _LayerNorm(nn.LayerNorm):
 # %% ../nbs/07_transformer.ipynb #47f58b61
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
-# %% ../nbs/07_transformer.ipynb #c925bbf7
+# %% ../nbs/07_transformer.ipynb #0d33117b
 class _TransformerLayer(nn.Module):
     "Eq. 6: attention and a position-wise network, each with dropout, a residual connection and a layer norm."
     def __init__(self,
-        scheme,            # a Scheme
-        d_model, n_heads,  # width of the layer, heads of the attention
-        d_ff,              # width of the position-wise network's hidden layer
+        attention,         # a SelfAttention
+        d_model, d_ff,     # width of the layer, and of the position-wise network's hidden layer
         dropout,           # probability of dropping a channel of a branch's output
         norm="post",       # the layer norm comes "post", after the addition, or "pre", before the branch
         activation="relu", # of the hidden layer, "relu" or "gelu"
-        rotary=False,      # rotary positions inside attention?
     ):
         super().__init__()
         self.pre, self.dropout = norm == "pre", nn.Dropout(dropout)
-        self.attention = SelfAttention(d_model, n_heads, scheme, rotary)
-        self.attention_norm = _LayerNorm(d_model)
+        self.attention, self.attention_norm = attention, _LayerNorm(d_model)
         widen, narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
         self.network = nn.Sequential(widen, ACTIVATIONS[activation](), narrow)
         self.network_norm = _LayerNorm(d_model)
@@ -169,7 +164,7 @@ class _TransformerInput(TransformerParameters):
         embedded = self.embed(pixels.flatten(2).transpose(1, 2))
         return self.dropout(F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:]))
 
-# %% ../nbs/07_transformer.ipynb #c1b3e809
+# %% ../nbs/07_transformer.ipynb #261eb918
 class ImageTransformer(_TransformerInput):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
@@ -179,8 +174,9 @@ class ImageTransformer(_TransformerInput):
     ):
         super().__init__(image_shape, **settings)
         s, scheme = self.settings, scheme or SCHEMES[self.settings.attention]()
-        sizes = s.d_model, s.n_heads, s.d_ff, s.dropout, s.norm, s.activation, s.positions == "rotary"
-        self.layers = nn.ModuleList(_TransformerLayer(scheme, *sizes) for _ in range(s.n_layers))
+        attention = lambda: SelfAttention(s.d_model, s.n_heads, scheme, s.positions == "rotary")
+        layer = lambda: _TransformerLayer(attention(), s.d_model, s.d_ff, s.dropout, s.norm, s.activation)
+        self.layers = nn.ModuleList(layer() for _ in range(s.n_layers))
         self.last_norm = _LayerNorm(s.d_model) if s.norm == "pre" else nn.Identity()
         self.head = nn.Linear(s.d_model, self.n_params, bias=False)
 

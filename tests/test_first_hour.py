@@ -72,7 +72,7 @@ def test_the_commands_of_the_readme(clone):
             [step] = re.findall(r"Stopped after step (\d+) and saved", stopped.replace("\r\n", ""))
             assert "Aborted" not in stopped and "Traceback" not in stopped
             terminal.shell.sendline(command)
-            terminal.until(f"Going on after {step} of 300 steps in ")
+            terminal.until(rf"Going on after {step} of 300 steps in \S+/results/")
             terminal.until(BAR)
             terminal.interrupt()
             continue

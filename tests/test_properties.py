@@ -56,7 +56,7 @@ def test_decoder_and_forward_agree(kind, size, seed):
 def test_executions_of_attention_agree(scheme, size, seed, rotary):
     torch.manual_seed(seed)
     layer, x = SelfAttention(16, 2, scheme, rotary), torch.randn(2, size[0] * size[1], 16)
-    q, k, v = layer.project(x, layer.waves(*size))
+    q, k, v = layer.project(x, size)
     tiled = TiledAttention.apply(q, k, v, scheme, *size)
     assert torch.allclose(tiled, dense_attention(q, k, v, scheme, *size), atol=1e-5)
     with torch.no_grad():
