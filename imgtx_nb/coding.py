@@ -26,7 +26,7 @@ from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
 
-# %% ../nbs/17_coding.ipynb #6a65b826
+# %% ../nbs/17_coding.ipynb #d3171196
 class _Line:
     "F of any likelihood, one channel after the other."
     def start(self, pixel): # the likelihood of B pixels, of float64 parameters
@@ -40,7 +40,7 @@ class _Line:
         masses = self.pixel.pmf(len(self.known), torch.from_numpy(known))
         self.table = F.pad(masses.cumsum(-1), (1, 0)).numpy()
 
-    def below(self, edges): # int64 [B, n] in 0..256 -> float64 [B, n]
+    def below(self, edges): # int64 [B, n] in 0..256, rising -> float64 [B, n]
         "The probability that the channel lies below these values."
         return self.table[self.each[:, None], edges]
 
@@ -49,7 +49,7 @@ class _Line:
         self.known.append(values)
         if len(self.known) < 3: self.turn()
 
-# %% ../nbs/17_coding.ipynb #8585cf47
+# %% ../nbs/17_coding.ipynb #1589b42a
 class _MixtureLine(_Line):
     "F of a mixture of logistics (Eq. 2-4)."
     def start(self, pixel): # a DiscretizedLogisticMixture of B pixels, of float64 parameters
@@ -65,56 +65,71 @@ class _MixtureLine(_Line):
             mean = mean + self.coefficients[:, which] * (value[:, None] / 127.5 - 1)
         self.centre, self.slope = 127.5 * (mean[..., None] + 1), self.rate[:, channel, :, None]
 
-    def below(self, edges): # int64 [B, n] in 0..256 -> float64 [B, n]
+    def below(self, edges): # int64 [B, n] in 0..256, rising -> float64 [B, n]
         "The probability that the channel lies below these values."
-        self.inside = (_EDGES[edges][:, None] - self.centre) * self.slope
-        torch.from_numpy(self.inside).sigmoid_()
-        return (self.weights[..., None] * self.inside).sum(1)
+        z = (_EDGES[edges][:, None] - self.centre) * self.slope
+        self.edges, self.sigmoids = edges, 1 / (1 + np.exp(-np.maximum(z, -700)))
+        return (self.weights[..., None] * self.sigmoids).sum(1)
 
-    def learn(self, values): # int64 [B]; the last edges were the 17 of its low digit
+    def learn(self, values): # int64 [B]; they and the values above them are among the last edges
         "Take the channel's values, and weigh the components anew: a mass is never quite 0."
-        mass = self.inside[self.each, :, values % 16 + 1] - self.inside[self.each, :, values % 16]
+        at = (self.edges <= values[:, None]).sum(1)
+        mass = self.sigmoids[self.each, :, at] - self.sigmoids[self.each, :, at - 1]
         weights = self.weights * np.maximum(mass, 1e-200)
         self.weights = weights / weights.sum(1, keepdims=True)
         super().learn(values)
 
 _EDGES = np.array([-np.inf, *np.arange(.5, 255), np.inf])
 
-# %% ../nbs/17_coding.ipynb #cf0d5724
+# %% ../nbs/17_coding.ipynb #5d00a15b
 _WHOLE = 2**24 # the length of the line that is divided
 
 def _ends(
-    below, # float64 [B, 17] numpy, F at a digit's edges
-    apart, # how many values lie between two edges
-):         # int64 [B, 19] numpy: 0, where the digits 0, 1, ..., 15 begin, where 15 ends, _WHOLE
+    below, # float64 [B, n] numpy, F at edges of a digit, the first and the last among them
+    at,    # int64 [B, n] or [1, n] numpy, which of the edges 0 to 16 they are
+    apart, # how many values lie between two edges: 16 or 1
+):         # int64 [B, n] numpy, where digits begin
     "The ends of a digit's intervals; raises `ValueError` if a probability is not a number."
-    below = np.maximum.accumulate(below, 1) + _FLOOR * apart
+    below = below + 2.**-30 * apart * at
     share = (below - below[:, :1]) / (below[:, -1:] - below[:, :1])
     if not np.isfinite(share.sum()):
         raise ValueError("The model's parameters are not finite at a pixel: it cannot code; train it anew.")
-    ends = np.empty((len(below), 19), np.int64)
-    ends[:, 0], ends[:, -1] = 0, _WHOLE
-    ends[:, 1:-1] = (_WHOLE - 18) * share
-    ends[:, 1:-1] += np.arange(1, 18)
-    return ends
+    return 1 + at + ((_WHOLE - 18) * share).astype(np.int64)
 
-_FLOOR = np.arange(17) * 2.**-30
-
-# %% ../nbs/17_coding.ipynb #1be7157d
-def _digits(
-    line,  # a `_Line` that has started
-    digit, # a function of a channel, a place (0 high, 1 low) and its ends, [B, 19] -> int64 [B] numpy
-):         # int64 [B, 3]
-    "The values of a pixel, digit by digit."
+# %% ../nbs/17_coding.ipynb #f08f527b
+def _pixels(
+    line, # a `_Line` that has started
+    read, # a function of a channel, 16 or 1, and ends, int64 [B, 17] -> digits, int64 [B] numpy
+):        # int64 [B, 3] numpy
+    "Pixels, digit by digit."
     for channel in range(3):
-        high = digit(channel, 0, _ends(line.below(_HIGH.repeat(len(line.each), 0)), 16))
-        low = digit(channel, 1, _ends(line.below(16 * high[:, None] + _LOW), 1))
-        line.learn(16 * high + low)
-    return torch.from_numpy(np.stack(line.known, 1))
+        value = np.zeros(len(line.each), np.int64)
+        for apart in (16, 1):
+            ends = _ends(line.below(value[:, None] + apart * _ALL), _ALL, apart)
+            value += apart * read(channel, apart, ends)
+        line.learn(value)
+    return np.stack(line.known, 1)
 
-_HIGH, _LOW = np.arange(0, 257, 16)[None], np.arange(17)
+_ALL = np.arange(17)[None]
 
-# %% ../nbs/17_coding.ipynb #1f583d27
+# %% ../nbs/17_coding.ipynb #430a9e5f
+def _intervals(
+    line,   # a `_Line` that has started
+    pixels, # int64 [B, 3] numpy
+):          # int64 [3, 2, B, 2] numpy: channels, high and low digit, images, where it begins and ends
+    "Between which ends the digits of pixels lie."
+    found = np.empty((3, 2, *pixels.shape[:1], 2), np.int64)
+    for intervals, value in zip(found, pixels.T):
+        high, low, zero = value // 16, value % 16, np.zeros_like(value)
+        above = value - low + 16
+        below = line.below(np.stack([zero, value - low, value, value + 1, above, zero + 256], 1))
+        for place, digit, four in ((0, high, [0, 1, 4, 5]), (1, low, [1, 2, 3, 4])):
+            at = np.stack([zero, digit, digit + 1, zero + 16], 1)
+            intervals[place] = _ends(below[:, four], at, (16, 1)[place])[:, 1:3]
+        line.learn(value)
+    return found
+
+# %% ../nbs/17_coding.ipynb #689e00b3
 _PARTS = constriction.stream.model.Categorical(perfect=False)
 
 def _write(intervals): # int64 [n, 2] numpy: where each digit's interval begins and ends -> uint32 words
@@ -127,31 +142,32 @@ def _write(intervals): # int64 [n, 2] numpy: where each digit's interval begins 
 class _Unlike(ValueError):
     "What comes out is not what was written."
 
-def _read(coder, ends): # a RangeDecoder; int64 [n, 19] numpy, as `_ends` gives it -> n digits
+def _read(coder, ends): # a RangeDecoder; int64 [n, 17] numpy, as `_ends` gives it -> n digits
     "The next digits of a stream; raises `_Unlike` where there is none."
-    try: digits = coder.decode(_PARTS, (np.diff(ends) - 1).astype(np.float32)) - 1
+    lengths = np.diff(ends, prepend=0, append=_WHOLE)
+    try: digits = coder.decode(_PARTS, (lengths - 1).astype(np.float32)) - 1
     except AssertionError: digits = np.array([16]) # what constriction says of words that nothing is coded by
     if digits.min() < 0 or digits.max() > 15: raise _Unlike("A number lies in no interval.")
     return digits
 
-# %% ../nbs/17_coding.ipynb #6c7cdd41
+# %% ../nbs/17_coding.ipynb #31f4f61f
 @torch.no_grad()
 def _walk(
     model,      # an AutoregressiveModel of the images' shape
     batch_size, # images that are walked over together
-    digit,      # a function of a position, a channel, a place (0 high, 1 low) and ends, as in `_digits`
+    pixel,      # a function of a position and a `_Line` that has started -> int64 [B, 3] numpy
     tick,       # called after each position
     condition,  # of the batch, or None
 ):              # uint8 [B, 3, H, W]
-    "Run the cached decoder over images, and ask for every digit."
+    "Run the cached decoder over images, and ask for every pixel."
     (_, height, width), device = model.image_shape, next(model.parameters()).device
     decoder, line, pixels = _decoder(model, batch_size, condition), None, []
     for t in range(height * width):
         params = decoder.step(pixels[-1].to(device) if t else None)
-        pixel = model.likelihood(params.cpu().double())
-        line = line or (_MixtureLine if isinstance(pixel, DiscretizedLogisticMixture) else _Line)()
-        line.start(pixel)
-        pixels.append(_digits(line, partial(digit, t)))
+        given = model.likelihood(params.cpu().double())
+        line = line or (_MixtureLine if isinstance(given, DiscretizedLogisticMixture) else _Line)()
+        line.start(given)
+        pixels.append(torch.from_numpy(pixel(t, line)))
         tick()
     return torch.stack(pixels, -1).to(torch.uint8).unflatten(-1, (height, width))
 
@@ -193,17 +209,16 @@ def _sized(model, height, width): # an AutoregressiveModel, pixels -> the same m
     other.image_shape = (3, height, width)
     return other
 
-# %% ../nbs/17_coding.ipynb #f20bfb13
+# %% ../nbs/17_coding.ipynb #6ceb9032
 _VALUES_PER_BYTE = 128 # at most, in a stream
 
 def _written(model, images, tick, condition): # uint8 [B, 3, H, W] -> bytes
     "A batch: the length of its stream, which images are raw, those images, the stream, and a digest."
-    pixels = images.flatten(2).numpy().astype(np.int64)
-    intervals, each = np.empty((pixels.shape[-1], 3, 2, len(images), 2), np.int64), np.arange(len(images))
-    def note(t, channel, place, ends):
-        digits = pixels[:, channel, t] % 16 if place else pixels[:, channel, t] // 16
-        for end in (0, 1): intervals[t, channel, place, :, end] = ends[each, digits + 1 + end]
-        return digits
+    pixels = images.flatten(2).permute(2, 0, 1).long().numpy()
+    intervals = np.empty((len(pixels), 3, 2, len(images), 2), np.int64)
+    def note(t, line):
+        intervals[t] = _intervals(line, pixels[t])
+        return pixels[t]
     _walk(model, len(images), note, tick, condition)
     bits = (24 - np.log2(intervals[..., 1] - intervals[..., 0])).sum((0, 1, 2))
     raw = bits >= 8 * images[0].numel()
@@ -226,17 +241,18 @@ class _Batch(NamedTuple):
     words: np.ndarray # uint32, the stream of the others
     digest: bytes     # of all images
 
-# %% ../nbs/17_coding.ipynb #8e32b3bc
+# %% ../nbs/17_coding.ipynb #62f1e70f
 def _images_of(model, batch, shape, tick, condition): # a _Batch, (3, H, W) -> uint8 [B, 3, H, W]
     "The images of a batch; raises `_Unlike` if they are not those that were written."
     kept, coded = np.zeros((len(batch.raw), *shape), np.uint8), ~batch.raw
     kept[batch.raw] = np.frombuffer(batch.kept, np.uint8).reshape(-1, *shape)
     coder, pixels = constriction.stream.queue.RangeDecoder(batch.words), kept.reshape(len(kept), 3, -1)
-    def read(t, channel, place, ends):
-        digits = (pixels[:, channel, t] % 16 if place else pixels[:, channel, t] // 16).astype(np.int64)
+    def read(t, channel, apart, ends):
+        digits = (pixels[:, channel, t] // apart % 16).astype(np.int64)
         digits[coded] = _read(coder, ends[coded])
         return digits
-    images = _walk(model, len(kept), read, tick, condition) if coded.any() else torch.from_numpy(kept)
+    def pixel(t, line): return _pixels(line, partial(read, t))
+    images = _walk(model, len(kept), pixel, tick, condition) if coded.any() else torch.from_numpy(kept)
     if _digest(images) != batch.digest: raise _Unlike("Other images came out.")
     return images
 

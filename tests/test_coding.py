@@ -3,13 +3,15 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from imgtx_nb.coding import _sealed, compress, decompress
 from imgtx_nb.masks import local_2d
 from imgtx_nb.transformer import ImageTransformer
-from small_runs import ENV
+from small_runs import BIN, ENV, ROOT, run
 
 torch.set_num_threads(1)
 
@@ -106,3 +108,18 @@ def test_another_process_reads_what_this_one_wrote(tmp_path, other):
     assert len(lines) == 2
     if "OMP_NUM_THREADS" in other: assert lines == 2 * ["True True"]
     for line in lines: assert line.startswith("True") or "does not come out as it was written" in line
+
+
+def test_the_codec_keeps_a_folder_of_pictures(tmp_path):
+    pictures = np.random.default_rng(0).integers(100, 110, (2, 6, 8, 3), dtype=np.uint8)
+    (tmp_path/"in").mkdir()
+    for i, picture in enumerate(pictures): Image.fromarray(picture).save(tmp_path/"in"/f"{i}.png")
+    def codec(*parameters):
+        given = [text for name, value in parameters for text in ("-p", name, str(value))]
+        return run(BIN/"papermill", ROOT/"nbs"/"codec.ipynb", tmp_path/"out.ipynb", *given, "--no-progress-bar", cwd=ROOT)
+    codec(("images", tmp_path/"in"), ("out", tmp_path/"file"), ("table", tmp_path/"table.csv"))
+    codec(("file", tmp_path/"file"), ("out", tmp_path/"restored"), ("verify", False))
+    restored = [np.asarray(Image.open(path)) for path in sorted((tmp_path/"restored").iterdir())]
+    assert (np.stack(restored) == pictures).all()
+    claimed, stream, file = pd.read_csv(tmp_path/"table.csv")["bits/dim, together"][:3]
+    assert claimed < stream < claimed + 64 / pictures.size and file > stream
