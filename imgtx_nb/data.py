@@ -445,11 +445,12 @@ def _warn_of_repeats(dataset, split, images, train):
         warnings.warn(f"{n} of {len(images)} {name} images of {dataset} are also training images: "
                       "bits/dim on them is too good.")
 
-# %% ../nbs/01_data.ipynb #559fbcfd
+# %% ../nbs/01_data.ipynb #8b7e8c8c
 def load_splits(
-    dataset,   # as in `load_images`
-    root=None, # as in `load_images`
-):             # a dictionary: "train", "valid" and "test" -> uint8 [N, 3, H, W]
+    dataset,      # as in `load_images`
+    root=None,    # as in `load_images`
+    labels=False, # with labels?
+):                # "train", "valid" and "test" -> uint8 [N, 3, H, W]; with labels also int64 [N]
     "Images of all splits; raises what `load_images` raises, and `ValueError` if their shapes differ."
     source, found = _source(dataset, root), {}
     for split in _SPLITS:
@@ -460,7 +461,7 @@ def load_splits(
         raise ValueError(f"{dataset} has images of different shapes, {shapes}: "
                          "all splits need one shape.")
     for split in ("valid", "test"): _warn_of_repeats(dataset, split, images[split], images["train"])
-    return images
+    return {split: found[split] for split in _SPLITS} if labels else images
 
 # %% ../nbs/01_data.ipynb #b78b000b
 def digest(

@@ -60,7 +60,7 @@ class NeighbourhoodParameters(AutoregressiveModel):
     today = {"every scale": dict(optimizer="muon", learning_rate=3e-3, warmup_steps=500, ema_decay=.999),
              "laptop": dict(warmup_steps=100), "tiny": dict(warmup_steps=30, ema_decay=.99)}
 
-# %% ../nbs/09_neighbourhood.ipynb #f526b46d
+# %% ../nbs/09_neighbourhood.ipynb #40ebbae2
 class Neighbourhood(NeighbourhoodParameters):
     "The pixels nearby, a convolution over them, and a network on every pixel by itself."
     def __init__(self,
@@ -73,14 +73,16 @@ class Neighbourhood(NeighbourhoodParameters):
         sizes = s.n_features, s.expansion * s.n_features
         self.blocks = nn.Sequential(*(_PixelwiseBlock(*sizes) for _ in range(s.n_blocks)))
         self.head = nn.Linear(s.n_features, self.n_params)
+        self.conditioned(s.n_features)
 
-    def network(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
+    def network(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
         "The parameters of every pixel's distribution."
-        return self.params_from(_framed(pixels, self.settings.reach))
+        return self.params_from(_framed(pixels, self.settings.reach), *features)
 
-    def params_from(self, framed): # float [B, 4, h + reach, w + 2 reach] -> [B, h, w, n_params]
+    def params_from(self, framed, *features): # float [B, 4, h + reach, w + 2 reach] -> [B, h, w, n_params]
         "The parameters in a framed picture, or in a part of it."
         x = self.convolution(_neighbourhoods(framed, self.settings.reach))
+        for told in features: x = x + told
         return self.head(_normalized(self.blocks(x)))
 
     def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
@@ -90,11 +92,12 @@ class Neighbourhood(NeighbourhoodParameters):
 # %% ../nbs/09_neighbourhood.ipynb #63bb1ab8
 MODELS["neighbourhood"] = Neighbourhood
 
-# %% ../nbs/09_neighbourhood.ipynb #55781729
+# %% ../nbs/09_neighbourhood.ipynb #89caad62
 class NeighbourhoodDecoder:
     "Grows images pixel by pixel; a step runs the network on one window."
-    def __init__(self, model, batch_size): # a Neighbourhood, images that grow together
-        self.model, self.t, (_, _, self.width) = model, 0, model.image_shape
+    def __init__(self, model, batch_size, *features): # a Neighbourhood, images, what `network` is told
+        self.model, self.t, (_, height, self.width) = model, 0, model.image_shape
+        self.features = [told.expand(-1, height, self.width, -1) for told in features]
         picture = model.head.weight.new_zeros(batch_size, *model.image_shape)
         self.framed = _framed(picture, model.settings.reach)
 
@@ -115,4 +118,5 @@ class NeighbourhoodDecoder:
         (row, column), reach = divmod(self.t, self.width), self.model.settings.reach
         self.t += 1
         window = self.framed[:, :, row:row + reach + 1, column:column + 2 * reach + 1]
-        return self.model.params_from(window)[:, 0, 0]
+        told = (x[:, row:row + 1, column:column + 1] for x in self.features)
+        return self.model.params_from(window, *told)[:, 0, 0]

@@ -5,11 +5,14 @@
 # %% auto #0
 __all__ = ['CausalConv2d', 'CausalConvTranspose2d', 'GatedResnet', 'PixelCNNppParameters', 'PixelCNNpp']
 
-# %% ../nbs/08_pixelcnnpp.ipynb #18253a3f
+# %% ../nbs/08_pixelcnnpp.ipynb #a31c9ffa
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from .autoregressive import MODELS, AutoregressiveModel
@@ -69,30 +72,41 @@ def _standardize(conv, inputs, output): # a forward hook: [B, C, H, W] -> the ou
     conv.bias.mul_(scale).add_(shift)
     return output * scale[:, None, None] + shift[:, None, None]
 
-# %% ../nbs/08_pixelcnnpp.ipynb #93ca47a4
+# %% ../nbs/08_pixelcnnpp.ipynb #873f0732
 class _InitializedOnData(AutoregressiveModel):
     "A model whose convolutions take their scale from a batch of images."
     @torch.no_grad()
-    def initialize(self, images): # uint8 [B, 3, H, W]
+    def initialize(self, images, condition=None): # uint8 [B, 3, H, W], and what is told of them
         "Give every convolution outputs of mean 0 and standard deviation `init_scale` on these images."
         hooks = [m.register_forward_hook(_standardize) for m in self.modules() if hasattr(m, "init_scale")]
-        try: self(images)
+        try: self(images, condition)
         finally:
             for hook in hooks: hook.remove()
+
+# %% ../nbs/08_pixelcnnpp.ipynb #a229c401
+def _plain(conv): # a convolution under a weight norm -> without one
+    "Take the weight norm off, and draw weights that keep the scale of features."
+    remove_parametrizations(conv, "weight")
+    up = isinstance(conv, nn.ConvTranspose2d)
+    n_inputs = conv.weight[:, 0].numel() / 4 if up else conv.weight[0].numel() # of an output, on average
+    nn.init.normal_(conv.weight, std=conv.init_scale * n_inputs ** -.5)
+    nn.init.zeros_(conv.bias)
+    del conv.init_scale
 
 # %% ../nbs/08_pixelcnnpp.ipynb #57db17c7
 def _concat_elu(x): # [B, C, H, W] -> [B, 2 C, H, W]
     "ELU of x and of -x, side by side."
     return F.elu(torch.cat([x, -x], 1), inplace=True)
 
-# %% ../nbs/08_pixelcnnpp.ipynb #3961a215
+# %% ../nbs/08_pixelcnnpp.ipynb #2e227d86
 class GatedResnet(nn.Module):
     "A gated residual block with an optional shortcut."
     def __init__(self,
-        n_filters,     # channels
-        right,         # the right stream's 2 x 2 convolutions, or the down stream's 2 x 3?
-        n_shortcuts=0, # how many times n_filters channels the shortcut has
-        dropout=0.5,   # elementwise, after the first convolution
+        n_filters,         # channels
+        right,             # the right stream's 2 x 2 convolutions, or the down stream's 2 x 3?
+        n_shortcuts=0,     # how many times n_filters channels the shortcut has
+        dropout=0.5,       # elementwise, after the first convolution
+        conditioned=False, # does it take the features of a condition?
     ):
         super().__init__()
         kernel = (2, 2) if right else (2, 3)
@@ -100,41 +114,44 @@ class GatedResnet(nn.Module):
         self.second = CausalConv2d(2 * n_filters, 2 * n_filters, kernel, right, init_scale=.1)
         self.shortcut = CausalConv2d(2 * n_shortcuts * n_filters, n_filters, (1, 1)) if n_shortcuts else None
         self.dropout = nn.Dropout(dropout)
+        self.told = nn.Conv2d(n_filters, 2 * n_filters, 1, bias=False) if conditioned else None
 
     def forward(self,
         x,         # [B, n_filters, H, W]
         side=None, # [B, n_shortcuts * n_filters, H, W], the shortcut
+        told=None, # [B, n_filters, H, W] or [B, n_filters, 1, 1], the features of a condition
     ):             # [B, n_filters, H, W]
         "x plus a gated function of it."
         hidden = self.first(_concat_elu(x))
         if side is not None: hidden = hidden + self.shortcut(_concat_elu(side))
-        value, gate = self.second(self.dropout(_concat_elu(hidden))).chunk(2, 1)
+        both = self.second(self.dropout(_concat_elu(hidden)))
+        if told is not None: both = both + self.told(told)
+        value, gate = both.chunk(2, 1)
         return x + value * gate.sigmoid()
 
-# %% ../nbs/08_pixelcnnpp.ipynb #5b59c0b3
+# %% ../nbs/08_pixelcnnpp.ipynb #8a8691ef
 class _StreamPair(nn.Module):
     "One gated block of the down stream and one of the right stream, which looks at the first."
     def __init__(self,
-        n_filters,       # channels
-        mirrored,        # on the way up, with shortcuts from the way down?
-        dropout,         # of the blocks
-        recompute=False, # compute the pair again in the backward pass?
+        settings, # of a PixelCNNpp
+        mirrored, # on the way up, with shortcuts from the way down?
     ):
         super().__init__()
-        self.recompute = recompute
-        self.down = GatedResnet(n_filters, False, int(mirrored), dropout)
-        self.right = GatedResnet(n_filters, True, 1 + mirrored, dropout)
+        self.recompute = settings.recompute
+        how = settings.dropout, settings.condition is not None
+        self.down = GatedResnet(settings.n_filters, False, int(mirrored), *how)
+        self.right = GatedResnet(settings.n_filters, True, 1 + mirrored, *how)
 
-    def forward(self, streams, shortcut=None): # two pairs of [B, n_filters, H, W] -> the new pair
+    def forward(self, streams, shortcut=None, told=None): # two pairs of [B, n_filters, H, W] -> the new pair
         "One step of both streams, kept for the backward pass or computed again in it."
-        if not (self.recompute and torch.is_grad_enabled()): return self.step(streams, shortcut)
-        return checkpoint(self.step, streams, shortcut, use_reentrant=False)
+        if not (self.recompute and torch.is_grad_enabled()): return self.step(streams, shortcut, told)
+        return checkpoint(self.step, streams, shortcut, told, use_reentrant=False)
 
-    def step(self, streams, shortcut): # as in forward
+    def step(self, streams, shortcut, told): # as in forward
         "One step of both streams."
-        down = self.down(streams[0], shortcut and shortcut[0])
+        down = self.down(streams[0], shortcut and shortcut[0], told)
         side = down if shortcut is None else torch.cat([down, shortcut[1]], 1)
-        return down, self.right(streams[1], side)
+        return down, self.right(streams[1], side, told)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #98a64b64
 class _Resample(nn.Module):
@@ -157,19 +174,20 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #a4278c7d
+# %% ../nbs/08_pixelcnnpp.ipynb #5cbe45f5
 _TODAY = {
-    "every scale": dict(optimizer="muon", schedule="cosine", learning_rate=3e-3, warmup_steps=500,
-                        ema_decay=.999),
+    "every scale": dict(weight_norm=False, optimizer="muon", schedule="cosine", learning_rate=3e-3,
+                        warmup_steps=500, ema_decay=.999),
     "laptop": dict(dropout=0., batch_size=2, max_steps=8000, warmup_steps=100, eval_every=1000),
     "tiny": dict(warmup_steps=30, ema_decay=.99)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #3131a5ac
+# %% ../nbs/08_pixelcnnpp.ipynb #bb11c4ee
 class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
     dropout: float = setting(.5, "share dropped", least=0, below=1)
+    weight_norm: bool = setting(True, "length and direction of weights apart")
     recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
@@ -177,11 +195,12 @@ class PixelCNNppParameters(_InitializedOnData):
     learning = dict(warmup_steps=1, schedule="exponential", ema_decay=.9995)
 
     def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
-        "The directions of the convolutions between entrance and head, which Muon may move."
-        inside = lambda name: name.endswith("weight.original1") and not name.startswith(("enter", "head"))
+        "The convolutions between entrance and head, or their directions, which Muon may move."
+        moved = "original1" if self.settings.weight_norm else "conv.weight"
+        inside = lambda name: name.endswith(moved) and not name.startswith(("enter", "head"))
         return {1: [p for name, p in self.named_parameters() if inside(name)]}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #b508b602
+# %% ../nbs/08_pixelcnnpp.ipynb #3101ace2
 class _Entrance(PixelCNNppParameters):
     "Where the picture enters both streams, shifted by one pixel."
     def __init__(self, image_shape, **settings): # as for `PixelCNNpp`
@@ -199,7 +218,15 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
-# %% ../nbs/08_pixelcnnpp.ipynb #ac7bd7ed
+    def told(self, *features): # of a condition, [B, H, W, n_filters] or [B, 1, 1, n_filters], if there is one
+        "The features for the three resolutions, channels first; None three times without a condition."
+        if not features: return [None] * 3
+        fine = features[0].permute(0, 3, 1, 2)
+        if fine.shape[2:] == (1, 1): return [fine] * 3
+        fine = F.pad(fine, (0, -fine.shape[3] % 4, 0, -fine.shape[2] % 4))
+        return [fine, F.avg_pool2d(fine, 2), F.avg_pool2d(fine, 4)]
+
+# %% ../nbs/08_pixelcnnpp.ipynb #6aa54748
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -207,24 +234,25 @@ class PixelCNNpp(_Entrance):
         **settings,  # parameters that the class states; the published values by default
     ):
         super().__init__(image_shape, **settings)
-        s, n = self.settings, self.settings.n_resnet
-        pair = lambda mirrored: _StreamPair(s.n_filters, mirrored, s.dropout, s.recompute)
+        s, n, pair = self.settings, self.settings.n_resnet, partial(_StreamPair, self.settings)
         self.way_down = nn.ModuleList(nn.ModuleList(pair(False) for _ in range(n)) for _ in range(3))
         self.way_up = nn.ModuleList(nn.ModuleList(pair(True) for _ in range(m)) for m in (n, n + 1, n + 1))
         self.coarser = nn.ModuleList(_Resample(s.n_filters, CausalConv2d, stride=2) for _ in range(2))
         self.finer = nn.ModuleList(_Resample(s.n_filters, CausalConvTranspose2d) for _ in range(2))
         self.head = CausalConv2d(s.n_filters, self.n_params, (1, 1))
+        for conv in [m for m in self.modules() if hasattr(m, "init_scale") and not s.weight_norm]: _plain(conv)
+        self.conditioned(s.n_filters)
 
-    def network(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
+    def network(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
         "Down three resolutions and up again, with shortcuts between mirror images."
-        stack = [streams := self.enter(pixels)]
+        stack, told = [streams := self.enter(pixels)], self.told(*features)
         for level, pairs in enumerate(self.way_down):
             if level: stack.append(streams := self.coarser[level - 1](streams))
-            for pair in pairs: stack.append(streams := pair(streams))
+            for pair in pairs: stack.append(streams := pair(streams, None, told[level]))
         streams = stack.pop()
         for level, pairs in enumerate(self.way_up):
             if level: streams = self.finer[level - 1](streams)
-            for pair in pairs: streams = pair(streams, stack.pop())
+            for pair in pairs: streams = pair(streams, stack.pop(), told[2 - level])
         return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd

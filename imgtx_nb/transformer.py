@@ -138,7 +138,7 @@ class TransformerParameters(AutoregressiveModel):
         raise ValueError(f"d_model is {s['d_model']} and n_heads {s['n_heads']}: "
                          f"d_model must be a multiple of {rule}.")
 
-# %% ../nbs/07_transformer.ipynb #d0394304
+# %% ../nbs/07_transformer.ipynb #916cfe2d
 class _TransformerInput(TransformerParameters):
     "What enters the first layer: the code of every position, and the pixel before it."
     def __init__(self, image_shape, **settings): # as for `ImageTransformer`
@@ -159,12 +159,14 @@ class _TransformerInput(TransformerParameters):
         weight = self.embedding.weight
         return _kept_positions(height, width, len(weight), weight.device).to(weight.dtype)
 
-    def enter(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H * W, d_model]
-        "Embed the pixels, move them one position on, and add the codes of the positions."
+    def enter(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H * W, d_model]
+        "Embed the pixels, move them one position on, and add positions and the features of a condition."
         embedded = self.embed(pixels.flatten(2).transpose(1, 2))
-        return self.dropout(F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:]))
+        x = F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:])
+        for told in features: x = x + told.flatten(1, 2)
+        return self.dropout(x)
 
-# %% ../nbs/07_transformer.ipynb #261eb918
+# %% ../nbs/07_transformer.ipynb #8578ec16
 class ImageTransformer(_TransformerInput):
     "A Transformer over pixels in raster order (Eq. 5-6), whose attention is any `Scheme`."
     def __init__(self,
@@ -179,10 +181,11 @@ class ImageTransformer(_TransformerInput):
         self.layers = nn.ModuleList(layer() for _ in range(s.n_layers))
         self.last_norm = _LayerNorm(s.d_model) if s.norm == "pre" else nn.Identity()
         self.head = nn.Linear(s.d_model, self.n_params, bias=False)
+        self.conditioned(s.d_model)
 
-    def network(self, pixels): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
+    def network(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
         "Shift, embed, attend, and name the parameters of every pixel's distribution."
-        x, size = self.enter(pixels), pixels.shape[-2:]
+        x, size = self.enter(pixels, *features), pixels.shape[-2:]
         for layer in self.layers: x = layer(x, lambda x: layer.attention(x, *size))
         return self.head(self.last_norm(x)).unflatten(1, size)
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `fun
 def model_of(kind, size, **settings):
     "A small model with every parameter shaken."
     torch.manual_seed(0)
-    if kind == "pixelcnnpp": model = PixelCNNpp((3, *size), n_resnet=1, n_filters=8, dropout=0.)
+    if kind == "pixelcnnpp": model = PixelCNNpp((3, *size), **dict(n_resnet=1, n_filters=8, dropout=0.) | settings)
     else:
         positions = "rotary" if kind == "rotary" else "sinusoidal"
         small = dict(n_layers=2, d_model=32, n_heads=2, d_ff=32, dropout=0., positions=positions)
@@ -120,6 +120,18 @@ def test_recorded_steps_in_double_precision(kind, monkeypatch):
     pixels, expected = pictures_and_params(model)
     with emulated_cuda(monkeypatch): got = grown(model.decoder(2), pixels)
     assert got.dtype == torch.float64 and torch.allclose(got, expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("condition", ["label", "low_res"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_recorded_steps_know_the_condition_of_their_row(kind, condition, monkeypatch):
+    model = model_of(kind, (12, 8), condition=condition)
+    torch.manual_seed(1)
+    images, labels = torch.randint(0, 256, (2, 3, 12, 8), dtype=torch.uint8), torch.tensor([7, 2])
+    told, pixels = model.observed(images, labels), images.flatten(2).transpose(1, 2).long()
+    with torch.no_grad(): expected = model(images, told).flatten(1, 2)
+    with emulated_cuda(monkeypatch): got = grown(model.decoder(2, told), pixels)
+    assert torch.allclose(got, expected, atol=1e-4)
 
 
 # The compiler

@@ -204,6 +204,6 @@ def test_machines_that_share_no_folder_train_one_run(tmp_path, noise):
 
 
 def test_where_processes_are_started_from_a_notebook_a_fresh_kernel_is_asked_for():
-    cells = json.loads((ROOT/"nbs"/"15_training.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT/"nbs"/"16_training.ipynb").read_text())["cells"]
     [text] = [text for cell in cells if "notebook_launcher" in (text := "".join(cell["source"]))]
     assert "fresh kernel" in text
