@@ -12,7 +12,7 @@ from torch import nn
 
 from .autoregressive import scaled
 
-# %% ../nbs/10_conditions.ipynb #e27bab63
+# %% ../nbs/10_conditions.ipynb #bb69d985
 class Label(nn.Module):
     "A class, as a learned vector."
     def __init__(self,
@@ -29,6 +29,7 @@ class Label(nn.Module):
 
     def fits(self, image_shape, labels): # (3, H, W), int64 [N]
         "Raise a `ValueError` for labels that have no vector."
+        if labels is None: raise ValueError("The model needs labels, and there are none: give them.")
         n = self.vectors.num_embeddings
         wrong = labels[(labels < 0) | (labels >= n)]
         if len(wrong):
@@ -38,13 +39,18 @@ class Label(nn.Module):
     def forward(self, label, shape): # int64 [B], or one number for all; (B, 3, H, W) -> [B, 1, 1, width]
         "A vector for each image; raises `ValueError` for wrong labels."
         label = _whole_numbers(label, shape[0])
-        if not self.training: self.fits(shape[1:], label)
+        if not (self.training and label.is_cuda): self.fits(shape[1:], label) # a GPU in training would wait
         return self.vectors(label.to(self.vectors.weight.device))[:, None, None]
 
-# %% ../nbs/10_conditions.ipynb #36006f5d
+# %% ../nbs/10_conditions.ipynb #98662425
+def _as_tensor(condition):
+    try: return torch.as_tensor(condition)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"The condition is {condition!r:.60}: give a tensor, or an array.") from None
+
 def _whole_numbers(label, n): # -> int64 [n]
-    label = torch.as_tensor(label)
-    if label.dtype.is_floating_point or label.dtype in (torch.bool, torch.complex64):
+    label = _as_tensor(label)
+    if label.dtype.is_floating_point or label.dtype.is_complex or label.dtype == torch.bool:
         raise ValueError(f"The labels are {label.dtype}: give whole numbers.")
     if label.ndim and label.shape != (n,):
         raise ValueError(f"There are {n} images, and labels of shape {list(label.shape)}: "
@@ -59,7 +65,7 @@ def low_res(
     "Images averaged over blocks."
     return F.avg_pool2d(images.float(), factor).round().to(torch.uint8)
 
-# %% ../nbs/10_conditions.ipynb #35fb6f9b
+# %% ../nbs/10_conditions.ipynb #383a4335
 class LowRes(nn.Module):
     "A small image, as features of every position."
     def __init__(self,
@@ -85,14 +91,14 @@ class LowRes(nn.Module):
     def forward(self, small, shape): # uint8 [B, 3, H / f, W / f]; (B, 3, H, W) -> [B, H, W, width]
         "Features of every position; raises `ValueError` for an image of another size."
         self.fits(shape[1:], None)
+        small = _as_tensor(small)
         _refuse_other_size(small, (*shape[:2], *(n // self.factor for n in shape[2:])))
         pixels = scaled(small.to(self.mix.weight.device), self.mix.weight.dtype)
         large = F.interpolate(pixels, scale_factor=self.factor, mode="bilinear")
         return self.mix(F.gelu(self.around(large))).permute(0, 2, 3, 1)
 
-# %% ../nbs/10_conditions.ipynb #c2e47fff
+# %% ../nbs/10_conditions.ipynb #d13510b5
 def _refuse_other_size(small, shape):
-    if not isinstance(small, torch.Tensor) or small.dtype != torch.uint8 or tuple(small.shape) != shape:
-        is_tensor = isinstance(small, torch.Tensor)
-        given = f"{small.dtype} {list(small.shape)}" if is_tensor else f"a {type(small).__name__}"
-        raise ValueError(f"The low-resolution images are {given}: give uint8 {list(shape)}.")
+    if small.dtype != torch.uint8 or tuple(small.shape) != shape:
+        raise ValueError(f"The low-resolution images are {small.dtype} {list(small.shape)}: "
+                         f"give uint8 {list(shape)}.")

@@ -88,13 +88,13 @@ def concerning(
     concerns = lambda f: all(values[name] == value for name, value in f.metadata.get("only", {}).items())
     return {name: f for name, f in known.items() if concerns(f)}
 
-# %% ../nbs/14_config.ipynb #f5dc106f
+# %% ../nbs/14_config.ipynb #a69c18aa
 def _refuse_foreign(name, value, known):
     if name in known: return
     kinds = parameters()[name]
     owners = [word for names in (MODELS, SCHEMES) for word, kind in names.items() if kind in kinds]
     only = stated(kinds[0])[name].metadata.get("only")
-    whose = " or ".join(only.values() if only else owners)
+    whose = " or ".join([f"{key}={value}" for key, value in only.items()] if only else owners)
     raise ValueError(f"{name} is {value!r}, but it is a parameter of {whose} alone: "
                      f"leave it out, or choose {whose}.")
 

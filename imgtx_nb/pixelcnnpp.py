@@ -226,7 +226,7 @@ class _Entrance(PixelCNNppParameters):
         fine = F.pad(fine, (0, -fine.shape[3] % 4, 0, -fine.shape[2] % 4))
         return [fine, F.avg_pool2d(fine, 2), F.avg_pool2d(fine, 4)]
 
-# %% ../nbs/08_pixelcnnpp.ipynb #6aa54748
+# %% ../nbs/08_pixelcnnpp.ipynb #69466210
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -240,7 +240,8 @@ class PixelCNNpp(_Entrance):
         self.coarser = nn.ModuleList(_Resample(s.n_filters, CausalConv2d, stride=2) for _ in range(2))
         self.finer = nn.ModuleList(_Resample(s.n_filters, CausalConvTranspose2d) for _ in range(2))
         self.head = CausalConv2d(s.n_filters, self.n_params, (1, 1))
-        for conv in [m for m in self.modules() if hasattr(m, "init_scale") and not s.weight_norm]: _plain(conv)
+        normed = [m for m in self.modules() if hasattr(m, "init_scale")]
+        for conv in normed * (not s.weight_norm): _plain(conv)
         self.conditioned(s.n_filters)
 
     def network(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]

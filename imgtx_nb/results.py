@@ -8,11 +8,10 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
            'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'path_table',
            'path_markdown', 'draw_paths', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
 
-# %% ../nbs/19_results.ipynb #2c4a2d8e
+# %% ../nbs/19_results.ipynb #051c857d
 import io
 import time
 from contextlib import contextmanager
-from functools import partial
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -36,7 +35,7 @@ from .runs import (find_run, has_weights, load_run, noted_images, read_config, r
 from .sampling import complete, sample
 from .training import evaluate
 
-# %% ../nbs/19_results.ipynb #6a57a34e
+# %% ../nbs/19_results.ipynb #510ecd35
 TEMPERATURES = (.8, .9, 1.)
 _SHEETS = "samples", "completions"
 
@@ -51,23 +50,23 @@ def draw_run(
     seed = usual if seed is None else checked("seed", seed, int, least=0)
     samples, completions = (folder/f"{name}{f'-seed_{seed}' * (seed != usual)}.png" for name in _SHEETS)
     if samples.exists() and completions.exists(): return
-    model, config, test, told = load_run_and_test(folder)
+    model, config, test, labels = load_run_and_test(folder)
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:n]
-    truth, told = test[chosen], None if told is None else told[chosen]
-    rows = truth.shape[2] // 2
+    truth, rows = test[chosen], test.shape[2] // 2
+    told = model.observed(truth, labels[chosen])
+    n, first_pixel = (n, "random") if told is None else (len(truth), "model")
     given = truth.clone(); given[:, :, rows:] = 0
-    _save_sheet(samples, [sample(model, n, seed=seed, condition=told)])
+    _save_sheet(samples, [sample(model, n, first_pixel, seed=seed, condition=told)])
     completed = [complete(model, truth, rows, temperature, seed, told) for temperature in TEMPERATURES]
     _save_sheet(completions, [given, *completed, truth])
 
-# %% ../nbs/19_results.ipynb #fb92e456
-def load_run_and_test(folder): # -> the model, its RunConfig, test images, their condition
+# %% ../nbs/19_results.ipynb #8e2ba90e
+def load_run_and_test(folder): # -> the model, its RunConfig, test images and labels
     "A trained model and the images that it was not trained on; raises `ValueError` if they have changed."
     (model, config), path = load_run(folder), find_path(folder)
     test, labels = load_images(config.dataset, "test", config.data_root)
     refuse_other_data(path, noted_images(path), {"test": digest(test)})
-    told = model.observed(test, labels)
-    return model.cuda() if torch.cuda.is_available() else model, config, test, told
+    return model.cuda() if torch.cuda.is_available() else model, config, test, labels
 
 # %% ../nbs/19_results.ipynb #87672a7b
 def _save_sheet(path, rows): # a list of uint8 [N, 3, H, W]
@@ -266,7 +265,7 @@ def _without(row, shared): # a row of table1 -> its words without what all rows 
     settings = [setting for setting in row["settings"].split(", ") if setting and setting not in shared]
     return ", ".join([row["model"], *settings])
 
-# %% ../nbs/19_results.ipynb #33968a81
+# %% ../nbs/19_results.ipynb #4cfeb2ea
 def context_use(
     folder,  # the folder of a run that is done
     n=200,   # test images to score
@@ -274,10 +273,10 @@ def context_use(
     "Bits/dim with the own context, another image's, and shuffled rows; kept in `context_use.json`."
     folder = find_path(folder)
     if kept := _kept_context_use(folder): return kept
-    model, config, test, told = load_run_and_test(folder)
-    images, told = test[:n], None if told is None else told[:n]
+    model, config, test, labels = load_run_and_test(folder)
+    images = test[:n]
     order = torch.randperm(images.shape[2], generator=torch.Generator().manual_seed(config.seed))
-    score = partial(evaluate, model, condition=told)
+    score = lambda x, **how: evaluate(model, x, condition=model.observed(x, labels[:n]), **how)
     bits = {"n_images": len(images), "own": score(images),
             "another_image": score(images, contexts=images.roll(1, 0)),
             "rows_shuffled": score(images[:, :, order])}

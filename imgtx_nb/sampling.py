@@ -80,29 +80,30 @@ def sample(
     with seeded(seed): first = torch.randint(0, 256, (n, 1, 3))
     return grow(model, first if first_pixel == "random" else first[:, :0], temperature, seed, condition)
 
-# %% ../nbs/17_sampling.ipynb #2975e04e
+# %% ../nbs/17_sampling.ipynb #e716c513
 def complete(
     model,           # an AutoregressiveModel
     images,          # uint8 [N, 3, H, W] of the model's shape; or picture files or Pillow images, of any size
-    rows,            # how many of the upper rows to keep, 0 to H; or bool [H, W] or [N, H, W], what to keep
+    rows=None,       # how many of the upper rows to keep, 0 to H; or a mask, as `known`
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
     condition=None,  # what the model is told, if it needs it: labels, one for all, or low_res
+    known=None,      # in place of rows: bool [H, W] or [N, H, W], True for every pixel to keep
 ):                   # uint8 [N, 3, H, W], with the known pixels kept
     "Continue images from known pixels; raises `ValueError`, `TypeError` or `FileNotFoundError`."
     images = _of_the_shape(model, as_images(images, model.image_shape))
-    known = _known(rows, images.shape).flatten(1)
+    known = _known(rows if known is None else known, images.shape).flatten(1)
     pixels, first = images.flatten(2).transpose(1, 2).long(), known.all(0).long().cumprod(0).sum()
     fixed = (known, pixels) if known[:, first:].any() else None
     return grow(model, pixels[:, :first], temperature, seed, condition, fixed)
 
-# %% ../nbs/17_sampling.ipynb #4208d364
+# %% ../nbs/17_sampling.ipynb #ce43efca
 def _known(rows, shape): # a number of rows or a mask, that of the images -> bool [N, H, W]
     n, _, height, width = shape
-    if not isinstance(rows, (torch.Tensor, np.ndarray)):
+    if not isinstance(rows, (torch.Tensor, np.ndarray, list)):
         rows = checked("rows", rows, int, least=0, most=height)
         return (torch.arange(height) < rows)[None, :, None].expand(n, -1, width)
-    mask = torch.as_tensor(rows)
+    mask = torch.as_tensor(np.asarray(rows))
     if mask.dtype != torch.bool or tuple(mask.shape) not in ((height, width), (n, height, width)):
         raise ValueError(f"The mask is {mask.dtype} {list(mask.shape)}: give bool [{height}, {width}], or "
                          f"[{n}, {height}, {width}], True where a pixel is known.")
@@ -117,7 +118,7 @@ def _of_the_shape(model, images):
         raise ValueError(f"images are {list(images.shape)}: this model completes [N, {shape}], N at least 1.")
     return images
 
-# %% ../nbs/17_sampling.ipynb #7e62c7fb
+# %% ../nbs/17_sampling.ipynb #39e5df3f
 def super_resolve(
     model,           # an AutoregressiveModel with the condition low_res
     low_res,         # uint8 [N, 3, H / factor, W / factor]
@@ -127,4 +128,6 @@ def super_resolve(
     "Large images for small ones; raises `ValueError` in one sentence."
     if model.settings.condition != "low_res":
         raise ValueError("This model was not trained to enlarge images: train one with condition=low_res.")
+    if not isinstance(low_res, torch.Tensor) or low_res.ndim != 4:
+        raise ValueError(f"low_res is {low_res!r:.60}: give uint8 [N, 3, H / factor, W / factor].")
     return sample(model, len(low_res), "model", temperature, seed, low_res)

@@ -248,22 +248,23 @@ class _Learner:
         for optimizer, kept in zip(self.optimizers, state["optimizers"]): optimizer.load_state_dict(kept)
         if self.mean: self.mean.load_state_dict(state["mean"])
 
-# %% ../nbs/16_training.ipynb #7d51d8ac
+# %% ../nbs/16_training.ipynb #160aab0f
 class Trainer(_Learner):
     "A learner with its images: it takes steps."
     def __init__(self,
         config,      # a RunConfig
         images,      # uint8 [N, 3, H, W], the training images
         accelerator, # an accelerate.Accelerator
-        labels=None, # int64 [N]; without any, they are 0
+        labels=None, # int64 [N], for a model that is told of them
     ):
         torch.manual_seed(config.seed)
         self.config, self.accelerator, device = config, accelerator, accelerator.device
         self.batches = _Batches(config, images, accelerator, labels)
         self.autocast = _autocast(config, device)
         model = build_model(config, images.shape[1:]).to(device)
-        images, labels = self.batches.first()
-        model.initialize(images, *_given(model.observed(images, labels)))
+        model.fits(images.shape[1:], labels)
+        first, their_labels = self.batches.first()
+        model.initialize(first, *_given(model.observed(first, their_labels)))
         super().__init__(config, model)
         compiled = _compiled(config, model, device)
         self.model, *self.optimizers = accelerator.prepare(compiled, *self.optimizers)
