@@ -40,7 +40,7 @@ def _stating(cls): # a class with fields -> the same class
     for name in inspect.get_annotations(cls): delattr(cls, name)
     return cls
 
-# %% ../nbs/04_autoregressive.ipynb #e7ee146a
+# %% ../nbs/04_autoregressive.ipynb #58c1a235
 @_stating
 class Described:
     "What a class of models says of itself; parameters are stated as fields."
@@ -62,7 +62,7 @@ class Described:
 
     today = {} # the same for today's recipe, at "every scale" or at one; without any, only the published one
 
-    def initialize(self, images, condition=None): # uint8 [B, 3, H, W], and what is told of them
+    def initialize(self, images, condition=None): # uint8 [B, 3, H, W], and their condition
         "Adapt the initial weights to a batch of training images; by default, nothing."
 
     def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
@@ -71,7 +71,7 @@ class Described:
 
     def __init_subclass__(cls): _stating(cls)
 
-# %% ../nbs/04_autoregressive.ipynb #5b02baaf
+# %% ../nbs/04_autoregressive.ipynb #c077fd9e
 class _Conditioned(Described):
     "The slot for a condition."
     def conditioned(self, width): # of the features
@@ -88,7 +88,7 @@ class _Conditioned(Described):
         return self.conditioner.observed(images, labels) if self.conditioner else None
 
     def features(self, condition, shape): # what was given, the (B, 3, H, W) of the images -> [] or [features]
-        "What `network` sees of a condition; raises `ValueError` for a wrong one, or for one too many."
+        "What `network` sees of a condition; raises `ValueError` for a wrong, missing or needless one."
         name = self.settings.condition
         if name and not self.conditioner:
             raise ValueError(f"{type(self).__name__} cannot be conditioned: leave condition={name!r} out.")
@@ -134,9 +134,9 @@ class AutoregressiveModel(_Conditioned, nn.Module):
 # %% ../nbs/04_autoregressive.ipynb #0b76dfa0
 MODELS = {}
 
-# %% ../nbs/04_autoregressive.ipynb #2711bbbf
+# %% ../nbs/04_autoregressive.ipynb #921727db
 class RecomputingDecoder:
-    "Grows images of any model the plain way: for every pixel, `forward` on all rows so far."
+    "Grows images of any model the plain way: for every pixel, `forward` on the picture so far."
     def __init__(self,
         model,      # an AutoregressiveModel
         batch_size, # images that grow together

@@ -268,7 +268,7 @@ class _CachedConvTranspose2d:
         "The finer position that the coarse one gives."
         return torch.addmm(self.bias, x, self.weight[:, :, row % 2, column % 2])
 
-# %% ../nbs/11_cached.ipynb #58a6ed44
+# %% ../nbs/11_cached.ipynb #e1524207
 class _CachedGatedResnet:
     "A `GatedResnet` for one row or one position at a time."
     def __init__(self, block, batch_size, width): # a GatedResnet, images that grow together, of its input
@@ -276,7 +276,7 @@ class _CachedGatedResnet:
         self.first, self.second = cached(block.first), cached(block.second)
         conv = block.shortcut and block.shortcut.conv
         self.shortcut = conv and (conv.weight.detach()[:, :, 0, 0], conv.bias.detach())
-        self.told = block.told and block.told.weight.detach()[:, :, 0, 0]
+        self.condition = block.condition and block.condition.weight.detach()[:, :, 0, 0]
 
     def row_step(self, x, side, told): # [B, W, C], the shortcut and features, likewise or None -> [B, W, C]
         "The block over a new row."
@@ -289,7 +289,7 @@ class _CachedGatedResnet:
         return self._gated(x, self.second.position_step(_concat_elu_last(hidden), column), told)
 
     def _gated(self, x, both, told):
-        if told is not None: both = both + F.linear(told, self.told)
+        if told is not None: both = both + F.linear(told, self.condition)
         value, gate = both.chunk(2, -1)
         return x + value * gate.sigmoid()
 
@@ -399,9 +399,9 @@ class _CachedEntrance:
         "What a new pixel and the one above it send to the position right of them."
         return self.left.position_step(self.keep(pixel, column), column)
 
-# %% ../nbs/11_cached.ipynb #93777763
+# %% ../nbs/11_cached.ipynb #afcb9239
 class _ToldRow:
-    "The features of a condition in the current row, at one resolution, in a place of their own."
+    "The features of a condition in the newest row, at one resolution."
     def __init__(self, features, width): # [B, C, H, W] or [B, C, 1, 1], the width at this resolution
         self.features = features.permute(0, 2, 3, 1).expand(-1, -1, width, -1)
         self.row = self.features[:, 0].clone()
@@ -410,14 +410,14 @@ class _ToldRow:
         "Go on to a row, unless all are alike."
         if self.features.shape[1] > 1: self.row.copy_(self.features[:, row])
 
-# %% ../nbs/11_cached.ipynb #010d1cf0
+# %% ../nbs/11_cached.ipynb #e863a88a
 class _CachedPixelCNNpp:
     "A `PixelCNNpp` for one position at a time."
     def __init__(self, model, batch_size, *features): # a PixelCNNpp, images, what `network` is told
         size = batch_size, model.image_shape[2] + -model.image_shape[2] % 4
         self.last = model.image_shape[2] - 1 # column
-        told = enumerate(model.told(*features))
-        self.told = [x if x is None else _ToldRow(x, size[1] >> level) for level, x in told]
+        row_of = lambda level, x: None if x is None else _ToldRow(x, size[1] >> level)
+        self.told = [row_of(*level) for level in enumerate(model.levels(*features))]
         self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
         self.down = _CachedDownStream(model, *size, self.told)
         self.right = _CachedRightStream(model, *size, self.told)

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['compress', 'decompress', 'describe']
 
-# %% ../nbs/18_coding.ipynb #bf23a9e0
+# %% ../nbs/18_coding.ipynb #cb39191b
 import copy
 import struct
 from contextlib import contextmanager
 from functools import partial
 from hashlib import blake2b
-from itertools import repeat
 from typing import NamedTuple
 
 import constriction
@@ -20,9 +19,10 @@ import torch
 import torch.nn.functional as F
 
 from .autoregressive import evaluating
+from .conditions import condition_parts
 from .data import as_images
 from .logistic_mixture import DiscretizedLogisticMixture
-from .parameters import checked
+from .parameters import checked, stated
 from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
@@ -270,12 +270,14 @@ class _File(NamedTuple):
     place: str      # kind of device and its name
     batches: list   # of `_Batch`
 
-# %% ../nbs/18_coding.ipynb #d54c6be4
+# %% ../nbs/18_coding.ipynb #ebbe4e16
 def _model_digest(model): # an AutoregressiveModel -> 8 bytes
     "A digest of a model's settings and weights."
     model = getattr(model, "_orig_mod", model) # of a compiled one
+    usual = stated(type(model)) # a parameter that comes later, at its default, changes no file
     schemes = [str(module.scheme) for module in model.modules() if hasattr(module, "scheme")]
-    settings = f"{type(model).__name__} {sorted(vars(model.settings).items())} {schemes}"
+    unusual = {name: value for name, value in vars(model.settings).items() if value != usual[name].default}
+    settings = f"{type(model).__name__} {sorted(unusual.items())} {schemes}"
     state = blake2b(settings.encode(), digest_size=8)
     for name, x in model.state_dict().items():
         state.update(f"{name} {x.dtype} {list(x.shape)}".encode())
@@ -295,7 +297,7 @@ def _text(text): # a short text, after a byte that tells its length
 def _sealed(content): # bytes -> the same, and a digest of them
     return content + blake2b(content, digest_size=8).digest()
 
-# %% ../nbs/18_coding.ipynb #7a8f6f95
+# %% ../nbs/18_coding.ipynb #46efd73f
 def compress(
     model,          # an AutoregressiveModel
     images,         # uint8 [N, 3, H, W]; or picture files or Pillow images, scaled to the model's shape
@@ -308,23 +310,18 @@ def compress(
     (n, _, height, width), sized = images.shape, _sized(model, *images.shape[2:])
     with _pinned(sized), _bar("compressing", n, batch_size, height * width) as bar:
         head = _HEAD.pack(_MAGIC, _VERSION, n, height, width, batch_size, _model_digest(model))
-        parts = [_written(sized, batch, bar.update, part) for batch, part in
-                 zip(images.split(batch_size), _split(condition, n, batch_size))]
-        return _sealed(b"".join([head, _text(_torch()), _text(_place(model)), *parts]))
+        conditions = condition_parts(condition, n, lambda x: x.split(batch_size))
+        written = [_written(sized, batch, bar.update, part)
+                   for batch, part in zip(images.split(batch_size), conditions)]
+        return _sealed(b"".join([head, _text(_torch()), _text(_place(model)), *written]))
 
-# %% ../nbs/18_coding.ipynb #2204bf16
+# %% ../nbs/18_coding.ipynb #d8592981
 def _bytes_only(images):
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images are {list(images.shape)}: give [N, 3, H, W], each at least 1.")
     return images
-
-def _split(condition, n, size): # of n images -> of every batch
-    if condition is None or not torch.as_tensor(condition).ndim: return repeat(condition)
-    if len(condition) != n:
-        raise ValueError(f"There are {n} images and {len(condition)} conditions: give one for each image.")
-    return torch.as_tensor(condition).split(size)
 
 def _bar(what, n, size, positions): # over all positions of all batches
     return Bar(total=-(-n // size) * positions, desc=what, delay=1, leave=False)
@@ -395,7 +392,7 @@ def _refuse_other(file, model): # a _File, an AutoregressiveModel
         raise ValueError(f"The file was written on {file.place!r:.100}, and the model is on {here}: "
                          "move the model to that kind of device.")
 
-# %% ../nbs/18_coding.ipynb #bfcb1027
+# %% ../nbs/18_coding.ipynb #8f4823c3
 def decompress(
     model,          # the AutoregressiveModel that wrote the file
     data,           # bytes, as `compress` returned them
@@ -405,8 +402,9 @@ def decompress(
     file = _parsed(data)
     _refuse_other(file, model)
     (n, *shape), sized, images = file.shape, _sized(model, *file.shape[2:]), []
+    conditions = condition_parts(condition, n, lambda x: x.split(file.batch_size))
     with _pinned(sized), _bar("decompressing", n, file.batch_size, shape[1] * shape[2]) as bar:
-        for batch, part in zip(file.batches, _split(condition, n, file.batch_size)):
+        for batch, part in zip(file.batches, conditions):
             try: images.append(_images_of(sized, batch, shape, bar.update, part))
             except _Unlike:
                 raise ValueError(f"Batch {len(images) + 1} of the file does not come out as it was written. "

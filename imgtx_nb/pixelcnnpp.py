@@ -72,11 +72,11 @@ def _standardize(conv, inputs, output): # a forward hook: [B, C, H, W] -> the ou
     conv.bias.mul_(scale).add_(shift)
     return output * scale[:, None, None] + shift[:, None, None]
 
-# %% ../nbs/08_pixelcnnpp.ipynb #873f0732
+# %% ../nbs/08_pixelcnnpp.ipynb #97b7d30f
 class _InitializedOnData(AutoregressiveModel):
     "A model whose convolutions take their scale from a batch of images."
     @torch.no_grad()
-    def initialize(self, images, condition=None): # uint8 [B, 3, H, W], and what is told of them
+    def initialize(self, images, condition=None): # uint8 [B, 3, H, W], and their condition
         "Give every convolution outputs of mean 0 and standard deviation `init_scale` on these images."
         hooks = [m.register_forward_hook(_standardize) for m in self.modules() if hasattr(m, "init_scale")]
         try: self(images, condition)
@@ -98,7 +98,7 @@ def _concat_elu(x): # [B, C, H, W] -> [B, 2 C, H, W]
     "ELU of x and of -x, side by side."
     return F.elu(torch.cat([x, -x], 1), inplace=True)
 
-# %% ../nbs/08_pixelcnnpp.ipynb #2e227d86
+# %% ../nbs/08_pixelcnnpp.ipynb #8e979d63
 class GatedResnet(nn.Module):
     "A gated residual block with an optional shortcut."
     def __init__(self,
@@ -114,7 +114,7 @@ class GatedResnet(nn.Module):
         self.second = CausalConv2d(2 * n_filters, 2 * n_filters, kernel, right, init_scale=.1)
         self.shortcut = CausalConv2d(2 * n_shortcuts * n_filters, n_filters, (1, 1)) if n_shortcuts else None
         self.dropout = nn.Dropout(dropout)
-        self.told = nn.Conv2d(n_filters, 2 * n_filters, 1, bias=False) if conditioned else None
+        self.condition = nn.Conv2d(n_filters, 2 * n_filters, 1, bias=False) if conditioned else None
 
     def forward(self,
         x,         # [B, n_filters, H, W]
@@ -125,7 +125,7 @@ class GatedResnet(nn.Module):
         hidden = self.first(_concat_elu(x))
         if side is not None: hidden = hidden + self.shortcut(_concat_elu(side))
         both = self.second(self.dropout(_concat_elu(hidden)))
-        if told is not None: both = both + self.told(told)
+        if told is not None: both = both + self.condition(told)
         value, gate = both.chunk(2, 1)
         return x + value * gate.sigmoid()
 
@@ -200,7 +200,7 @@ class PixelCNNppParameters(_InitializedOnData):
         inside = lambda name: name.endswith(moved) and not name.startswith(("enter", "head"))
         return {1: [p for name, p in self.named_parameters() if inside(name)]}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #3101ace2
+# %% ../nbs/08_pixelcnnpp.ipynb #c8a09681
 class _Entrance(PixelCNNppParameters):
     "Where the picture enters both streams, shifted by one pixel."
     def __init__(self, image_shape, **settings): # as for `PixelCNNpp`
@@ -218,7 +218,7 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
-    def told(self, *features): # of a condition, [B, H, W, n_filters] or [B, 1, 1, n_filters], if there is one
+    def levels(self, *features): # of a condition, [B, H or 1, W or 1, n_filters], if there is one
         "The features for the three resolutions, channels first; None three times without a condition."
         if not features: return [None] * 3
         fine = features[0].permute(0, 3, 1, 2)
@@ -226,7 +226,7 @@ class _Entrance(PixelCNNppParameters):
         fine = F.pad(fine, (0, -fine.shape[3] % 4, 0, -fine.shape[2] % 4))
         return [fine, F.avg_pool2d(fine, 2), F.avg_pool2d(fine, 4)]
 
-# %% ../nbs/08_pixelcnnpp.ipynb #69466210
+# %% ../nbs/08_pixelcnnpp.ipynb #16a449ba
 class PixelCNNpp(_Entrance):
     "PixelCNN++: two causal streams of gated residual blocks at three resolutions."
     def __init__(self,
@@ -246,14 +246,14 @@ class PixelCNNpp(_Entrance):
 
     def network(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H, W, n_params]
         "Down three resolutions and up again, with shortcuts between mirror images."
-        stack, told = [streams := self.enter(pixels)], self.told(*features)
+        stack, levels = [streams := self.enter(pixels)], self.levels(*features)
         for level, pairs in enumerate(self.way_down):
             if level: stack.append(streams := self.coarser[level - 1](streams))
-            for pair in pairs: stack.append(streams := pair(streams, None, told[level]))
+            for pair in pairs: stack.append(streams := pair(streams, None, levels[level]))
         streams = stack.pop()
         for level, pairs in enumerate(self.way_up):
             if level: streams = self.finer[level - 1](streams)
-            for pair in pairs: streams = pair(streams, stack.pop(), told[2 - level])
+            for pair in pairs: streams = pair(streams, stack.pop(), levels[2 - level])
         return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd

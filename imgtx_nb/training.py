@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'Muon', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator',
            'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main', 'steps_in']
 
-# %% ../nbs/16_training.ipynb #ca9c9147
+# %% ../nbs/16_training.ipynb #af364b31
 import math
 import os
 import time
@@ -14,7 +14,6 @@ import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
-from itertools import repeat
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -23,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats
+from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, digest, load_images, load_splits
 from .parameters import checked
@@ -173,7 +173,7 @@ class Averaged(AveragedModel):
         torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - kept)
         self.n_averaged += 1
 
-# %% ../nbs/16_training.ipynb #cb17ea2e
+# %% ../nbs/16_training.ipynb #2c3f3d08
 @flush_denormals()
 @torch.no_grad()
 def evaluate(
@@ -188,8 +188,9 @@ def evaluate(
     batch_size = checked("batch_size", batch_size, int, least=1)
     device, costs = next(model.parameters()).device, []
     with evaluating(model), quick_threads(device) as tune, _bar(images) as bar:
-        parts = (_own_share(x).split(batch_size) for x in (images, contexts))
-        for batch, context, told in zip(*parts, _shares(condition, len(images), batch_size)):
+        batches = lambda x: _own_share(x).split(batch_size)
+        conditions = condition_parts(condition, len(images), batches)
+        for batch, context, told in zip(batches(images), batches(contexts), conditions):
             tune()
             params = model(context.to(device), *_given(told))
             costs.append(nats(params, batch.to(device), model.likelihood))
@@ -197,18 +198,12 @@ def evaluate(
     total = torch.cat(costs).cpu().double().sum().item() if costs else 0.
     return bits_per_dim(sum(gather_object([total])), images.numel())
 
-# %% ../nbs/16_training.ipynb #0184d84c
+# %% ../nbs/16_training.ipynb #e3605492
 def _own_share(x): # [N, ...] -> every n-th of them, for one of n processes
     state = PartialState(cpu=not torch.accelerator.is_available())
     return x[state.process_index::state.num_processes]
 
 def _given(condition): return [] if condition is None else [condition]
-
-def _shares(condition, n, batch_size): # of n images -> that of each batch of this process's share
-    if condition is None or not torch.as_tensor(condition).ndim: return repeat(condition)
-    if len(condition) != n:
-        raise ValueError(f"There are {n} images and {len(condition)} conditions: give one for each image.")
-    return _own_share(torch.as_tensor(condition)).split(batch_size)
 
 def _bar(images): # a bar over this process's share, if it takes more than two seconds
     quiet = {} if PartialState().is_main_process else {"disable": True}
