@@ -71,13 +71,13 @@ class Described:
 
     def __init_subclass__(cls): _stating(cls)
 
-# %% ../nbs/04_autoregressive.ipynb #c077fd9e
+# %% ../nbs/04_autoregressive.ipynb #0b4e8fba
 class _Conditioned(Described):
     "The slot for a condition."
     def conditioned(self, width): # of the features
         "Open the slot, if the settings name a condition."
         name = self.settings.condition
-        self.conditioner = resolve_name(CONDITIONS[name])(self.settings, width) if name else None
+        if name: self.conditioner = resolve_name(CONDITIONS[name])(self.settings, width)
 
     def fits(self, image_shape, labels): # (3, H, W), int64 [N]
         "Raise a `ValueError` if a data set has no such conditions."

@@ -217,7 +217,7 @@ def _paired(images, contexts):
     if not len(images): raise ValueError("images is empty: bits per dimension need at least one image.")
     return images, contexts
 
-# %% ../nbs/16_training.ipynb #0b5f1eaa
+# %% ../nbs/16_training.ipynb #173d004e
 class _Learner:
     "A model, its optimisers and its average."
     def __init__(self,
@@ -232,6 +232,10 @@ class _Learner:
         "The model that is validated and kept: the average, if there is one."
         return self.mean.module if self.mean else self.raw
 
+    def score(self, images, labels): # uint8 [N, 3, H, W], int64 [N] -> bits per dimension, a float
+        "The score of that model."
+        return evaluate(self.scored, images, condition=self.raw.observed(images, labels))
+
     def state_dict(self):
         "Everything that the next step depends on."
         return {"model": self.raw.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
@@ -243,7 +247,7 @@ class _Learner:
         for optimizer, kept in zip(self.optimizers, state["optimizers"]): optimizer.load_state_dict(kept)
         if self.mean: self.mean.load_state_dict(state["mean"])
 
-# %% ../nbs/16_training.ipynb #160aab0f
+# %% ../nbs/16_training.ipynb #71d8e048
 class Trainer(_Learner):
     "A learner with its images: it takes steps."
     def __init__(self,
@@ -256,10 +260,7 @@ class Trainer(_Learner):
         self.config, self.accelerator, device = config, accelerator, accelerator.device
         self.batches = _Batches(config, images, accelerator, labels)
         self.autocast = _autocast(config, device)
-        model = build_model(config, images.shape[1:]).to(device)
-        model.fits(images.shape[1:], labels)
-        first, their_labels = self.batches.first()
-        model.initialize(first, *_given(model.observed(first, their_labels)))
+        model = _initialized(config, images.shape[1:], labels, self.batches)
         super().__init__(config, model)
         compiled = _compiled(config, model, device)
         self.model, *self.optimizers = accelerator.prepare(compiled, *self.optimizers)
@@ -274,11 +275,14 @@ class Trainer(_Learner):
         if self.mean: self.mean.update_parameters(self.raw)
         return loss.detach()
 
-    def score(self, images, labels): # uint8 [N, 3, H, W], int64 [N] -> bits per dimension, a float
-        "The score of the model that is kept."
-        return evaluate(self.scored, images, condition=self.raw.observed(images, labels))
+# %% ../nbs/16_training.ipynb #03b874dd
+def _initialized(config, image_shape, labels, batches): # of all training images; their _Batches
+    model = build_model(config, image_shape).to(batches.images.device)
+    model.fits(image_shape, labels)
+    first, their_labels = batches.first()
+    model.initialize(first, *_given(model.observed(first, their_labels)))
+    return model
 
-# %% ../nbs/16_training.ipynb #61397943
 def _loss(trainer, images, labels): # a Trainer, a batch -> bits per dimension, a scalar tensor
     condition = _given(trainer.raw.observed(images, labels))
     with trainer.autocast: params = trainer.model(images, *condition)
