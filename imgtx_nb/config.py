@@ -40,7 +40,7 @@ class Data:
     recipe: str = setting("published", "architecture and optimiser: published, or today's", choices=RECIPES)
     model: str = setting("transformer", "what learns", choices=MODELS)
 
-# %% ../nbs/14_config.ipynb #a0335aa0
+# %% ../nbs/14_config.ipynb #39a8e313
 @dataclass
 class Learning:
     "How a model learns."
@@ -51,6 +51,7 @@ class Learning:
                              choices=("adam", "muon"))
     schedule: str = setting("cosine", "learning rate", choices=("inverse_sqrt", "exponential", "cosine"))
     learning_rate: float = setting(1e-3, "peak of the learning rate", above=0, most=10)
+    weight_decay: float = setting(0., "of the matrices inside the layers", least=0, most=100)
     ema_decay: float = setting(0., "of the averaged weights; 0 keeps none", least=0, below=1)
     eval_every: int = setting(2000, "steps between validations", least=1)
 
@@ -98,12 +99,16 @@ def _refuse_foreign(name, value, known):
     raise ValueError(f"{name} is {value!r}, but it is a parameter of {whose} alone: "
                      f"leave it out, or choose {whose}.")
 
-# %% ../nbs/14_config.ipynb #c06a0ede
+# %% ../nbs/14_config.ipynb #e801de76
 def _refuse_together(kind, values):
     kind.settled({name: values[name] for name in stated(kind) if name in values})
-    if values["optimizer"] == "muon" and kind.matrices is AutoregressiveModel.matrices:
+    if kind.matrices is not AutoregressiveModel.matrices: return
+    if values["optimizer"] == "muon":
         raise ValueError(f"optimizer is 'muon', but {values['model']} has no matrices that Muon could move: "
                          "leave it out, or choose adam.")
+    if values["weight_decay"]:
+        raise ValueError(f"weight_decay is {values['weight_decay']}, but {values['model']} names no matrices "
+                         "that could decay: leave it out.")
 
 # %% ../nbs/14_config.ipynb #0a2c0f79
 def usual_values(
@@ -266,8 +271,8 @@ def _usual_values(config, told): # a RunConfig, names to leave out -> {name: usu
     is_new = lambda name: getattr(config, name) not in (None, usual[name])
     return {name: usual[name] for name in stated(config) if name not in told and is_new(name)}
 
-# %% ../nbs/14_config.ipynb #8c6a771a
-RETIRED = {"embedding": "linear", "weight_decay": 0.}
+# %% ../nbs/14_config.ipynb #a768ec2f
+RETIRED = {"embedding": "linear"}
 
 # %% ../nbs/14_config.ipynb #24ab90db
 def config_from(parameters): # {name: value} -> a RunConfig

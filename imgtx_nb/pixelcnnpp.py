@@ -174,10 +174,10 @@ _SCALES = {
     "tiny": dict(n_resnet=1, n_filters=32, dropout=0., batch_size=8, max_steps=300,
                  ema_decay=.99, eval_every=100)}
 
-# %% ../nbs/08_pixelcnnpp.ipynb #5cbe45f5
+# %% ../nbs/08_pixelcnnpp.ipynb #a06371f0
 _TODAY = {
-    "every scale": dict(weight_norm=False, optimizer="muon", schedule="cosine", learning_rate=3e-3,
-                        warmup_steps=500, ema_decay=.999),
+    "every scale": dict(weight_norm=False, weight_decay=.3, optimizer="muon", schedule="cosine",
+                        learning_rate=3e-3, warmup_steps=500, ema_decay=.999),
     "laptop": dict(dropout=0., batch_size=2, max_steps=8000, warmup_steps=100, eval_every=1000),
     "tiny": dict(warmup_steps=30, ema_decay=.99)}
 

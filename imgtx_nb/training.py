@@ -6,14 +6,14 @@
 __all__ = ['batch_indices', 'learning_rate', 'Muon', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator',
            'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main', 'steps_in']
 
-# %% ../nbs/16_training.ipynb #af364b31
+# %% ../nbs/16_training.ipynb #efc0a905
 import math
 import os
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -103,13 +103,14 @@ def _orthogonal(matrices): # [n, rows, columns], rows <= columns -> the same, wi
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), x, beta=3.4445)
     return x
 
-# %% ../nbs/16_training.ipynb #d536f084
+# %% ../nbs/16_training.ipynb #dfbd91aa
 class Muon(torch.optim.Optimizer):
     "Steps of equal length in every direction of a matrix: the orthogonalised momentum (Jordan et al. 2024)."
     def __init__(self,
         params, # of two dimensions or more, all but the first being columns; or groups with their `parts`
         lr,     # learning rate: 5 times the root mean square of a step
-    ): super().__init__(params, {"lr": lr, "parts": 1})
+        weight_decay=0., # share, times the learning rate, that a step takes from every matrix
+    ): super().__init__(params, {"lr": lr, "parts": 1, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -119,6 +120,7 @@ class Muon(torch.optim.Optimizer):
             momenta = [_momentum(self.state[p], p.grad).flatten(1) for p in params]
             steps = _steps([part for m in momenta for part in m.chunk(n)])
             for i, p in enumerate(params):
+                p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(torch.cat(steps[n * i:n * i + n]).view(p.shape), alpha=-group["lr"])
 
 # %% ../nbs/16_training.ipynb #a2bd84e7
@@ -138,19 +140,19 @@ def _steps(matrices): # a list of matrices -> their steps at a learning rate of 
             steps[i] = step if len(matrices[i]) == shape[0] else step.T
     return steps
 
-# %% ../nbs/16_training.ipynb #d190be8c
+# %% ../nbs/16_training.ipynb #44f7e071
 def make_optimizers(
     model,  # a model that the config describes
     config, # a RunConfig
 ):          # a list of optimisers, which share the learning rate
     "Adam, and Muon, if it is wanted, for the matrices inside the layers."
-    inside = model.matrices() if config.optimizer == "muon" else {}
-    groups = [{"params": params, "parts": n} for n, params in inside.items()]
-    moved = {id(p) for group in groups for p in group["params"]}
-    rest = [p for p in model.parameters() if id(p) not in moved]
-    constants = _BESIDE_MUON if groups else model.adam
-    adam = torch.optim.Adam(rest, lr=config.learning_rate, fused=True, **constants)
-    return [adam, Muon(groups, lr=config.learning_rate)] if groups else [adam]
+    decay, lr = config.weight_decay, config.learning_rate
+    groups = [{"params": params, "parts": n, "weight_decay": decay} for n, params in model.matrices().items()]
+    inside = {id(p) for group in groups for p in group["params"]}
+    rest = [p for p in model.parameters() if id(p) not in inside]
+    adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0., fused=True)
+    if config.optimizer == "muon": return [adam(rest, **_BESIDE_MUON), Muon(groups, lr)]
+    return [adam([{"params": rest}, *groups] if decay else model.parameters(), **model.adam)]
 
 # %% ../nbs/16_training.ipynb #9688fe8a
 _BESIDE_MUON = dict(betas=(.9, .98), eps=1e-9) # those of the Transformer
