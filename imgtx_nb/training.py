@@ -6,7 +6,7 @@
 __all__ = ['batch_indices', 'learning_rate', 'Muon', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator',
            'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main', 'steps_in']
 
-# %% ../nbs/16_training.ipynb #efc0a905
+# %% ../nbs/16_training.ipynb #7933a0b9
 import math
 import os
 import time
@@ -24,7 +24,7 @@ from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats
 from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
-from .data import as_images, digest, load_images, load_splits
+from .data import as_images, class_names, digest, load_images, load_splits
 from .parameters import checked
 from .processor import flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
@@ -492,7 +492,7 @@ def interrupts():
     def stopped(): return bool(asked) or parent is not None and os.getppid() != parent
     with handled(note): yield stopped
 
-# %% ../nbs/16_training.ipynb #a65bbf0c
+# %% ../nbs/16_training.ipynb #f7987b62
 @flush_denormals()
 def fit(
     config,                  # a RunConfig
@@ -504,7 +504,8 @@ def fit(
     with accelerator.local_main_process_first():
         data = load_splits(config.dataset, config.data_root, labels=True)
     images = {split: x for split, (x, _) in data.items()}
-    digests = _same_everywhere(config, images)
+    labels = {f"{split} labels": y for split, (_, y) in data.items()} if config.condition == "label" else {}
+    digests = _same_everywhere(config, images | labels)
     if from_main(accelerator, lambda: _finished(run, digests)): return _announced(run, accelerator)
     trainer, history = _trainer(config, data, accelerator), History()
     keeper = Keeper(run.path, accelerator, digests)
@@ -624,7 +625,7 @@ def _with_best(path): # -> the state of a checkpoint at the best validation
 
 def _write_summary(path, outcome): write_json(path/"summary.json", outcome)
 
-# %% ../nbs/16_training.ipynb #85f1ae58
+# %% ../nbs/16_training.ipynb #dae95b6d
 def _summarize(trainer, history, images, digests, test_bits):
     "The outcome of a run as a dictionary for its `summary.json`."
     config, model = trainer.config, trainer.raw
@@ -635,7 +636,12 @@ def _summarize(trainer, history, images, digests, test_bits):
             "images_per_second": history.step * config.batch_size / history.seconds, "steps": history.step,
             "hardware": hardware(device), "versions": versions(), "commit": commit(), "scale": config.scale,
             "image_shape": list(model.image_shape),
-            "dataset": {"name": config.dataset, **counts, "digest": digests}}
+            "dataset": {"name": config.dataset, **counts, "digest": digests, **_classes(config)}}
+
+# %% ../nbs/16_training.ipynb #d8ec4b68
+def _classes(config): # of a run that is told labels -> what they mean, if the data set says so
+    names = class_names(config.dataset, config.data_root) if config.condition == "label" else None
+    return {"classes": names} if names else {}
 
 # %% ../nbs/16_training.ipynb #1c1ffae2
 def steps_in(

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 TABLES = sorted(p for p in (ROOT/"results").glob("[!.]*/*.csv") if "run" in pd.read_csv(p, nrows=0) and p.stem != "retired")
 RUNS = sorted(p.parent for p in (ROOT/"results").glob("[a-z]*/*/config.json") if "-" not in p.parent.parent.name)
-EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark", "codec", "play", "verification"}
+EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark", "codec", "complete", "play", "verification"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
