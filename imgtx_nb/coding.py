@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['compress', 'decompress', 'describe']
 
-# %% ../nbs/18_coding.ipynb #cb39191b
+# %% ../nbs/18_coding.ipynb #d12596a5
 import copy
 import struct
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ import torch.nn.functional as F
 
 from .autoregressive import evaluating
 from .conditions import condition_parts
-from .data import as_images
 from .logistic_mixture import DiscretizedLogisticMixture
 from .parameters import checked, stated
 from .processor import flush_denormals
@@ -297,15 +296,15 @@ def _text(text): # a short text, after a byte that tells its length
 def _sealed(content): # bytes -> the same, and a digest of them
     return content + blake2b(content, digest_size=8).digest()
 
-# %% ../nbs/18_coding.ipynb #46efd73f
+# %% ../nbs/18_coding.ipynb #bc6b7625
 def compress(
     model,          # an AutoregressiveModel
-    images,         # uint8 [N, 3, H, W]; or picture files or Pillow images, scaled to the model's shape
+    images,         # uint8 [N, 3, H, W], a tensor or an array; of any size that the model can take
     condition=None, # what the model is told, if it needs it; the reader has to know it too
     batch_size=64,  # images at a time; the reader uses the same
 ):                  # bytes
     "Images as bytes, for `decompress`; raises `ValueError`, `TypeError` or `FileNotFoundError`."
-    images = _bytes_only(as_images(images, model.image_shape)).cpu()
+    images = _bytes_only(images).cpu()
     batch_size = checked("batch_size", batch_size, int, least=1, most=2**16)
     (n, _, height, width), sized = images.shape, _sized(model, *images.shape[2:])
     with _pinned(sized), _bar("compressing", n, batch_size, height * width) as bar:
@@ -315,8 +314,12 @@ def compress(
                    for batch, part in zip(images.split(batch_size), conditions)]
         return _sealed(b"".join([head, _text(_torch()), _text(_place(model)), *written]))
 
-# %% ../nbs/18_coding.ipynb #d8592981
+# %% ../nbs/18_coding.ipynb #b62dd4d5
 def _bytes_only(images):
+    if not isinstance(images, (torch.Tensor, np.ndarray)):
+        raise TypeError(f"images are a {type(images).__name__}: "
+                        "give a tensor or an array, uint8 [N, 3, H, W].")
+    images = torch.as_tensor(images)
     if images.dtype != torch.uint8:
         raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
@@ -358,7 +361,7 @@ def _opened(data): # bytes -> the same without the digest at the end
     if len(data) < _HEAD.size or _sealed(data[:-8]) != data: raise ValueError(_DAMAGED)
     return data[:-8]
 
-# %% ../nbs/18_coding.ipynb #8069cfcb
+# %% ../nbs/18_coding.ipynb #97ca51ec
 def _parsed(data): # bytes -> a _File
     "A file taken apart; raises `ValueError` for everything that is none."
     source = _Bytes(_opened(data))
@@ -367,7 +370,7 @@ def _parsed(data): # bytes -> a _File
     if not n * values or not size or n * values > _VALUES_PER_BYTE * len(data): raise ValueError(_DAMAGED)
     torch_version, place, batches = source.text(), source.text(), []
     for start in range(0, n, size): batches.append(_batch_of(source, min(size, n - start), values))
-    if source.take(1) if source.at < len(source.data) else b"": raise ValueError(_DAMAGED)
+    if source.at < len(source.data): raise ValueError(_DAMAGED)
     return _File((n, 3, height, width), size, model, torch_version, place, batches)
 
 # %% ../nbs/18_coding.ipynb #673f775f
@@ -392,7 +395,7 @@ def _refuse_other(file, model): # a _File, an AutoregressiveModel
         raise ValueError(f"The file was written on {file.place!r:.100}, and the model is on {here}: "
                          "move the model to that kind of device.")
 
-# %% ../nbs/18_coding.ipynb #8f4823c3
+# %% ../nbs/18_coding.ipynb #61646cca
 def decompress(
     model,          # the AutoregressiveModel that wrote the file
     data,           # bytes, as `compress` returned them
@@ -407,8 +410,8 @@ def decompress(
         for batch, part in zip(file.batches, conditions):
             try: images.append(_images_of(sized, batch, shape, bar.update, part))
             except _Unlike:
-                raise ValueError(f"Batch {len(images) + 1} of the file does not come out as it was written. "
-                                 f"It was written on {file.place!r:.90}, and this is {_place(model)!r:.90}: "
+                raise ValueError(f"Batch {len(images) + 1} of the file does not come out as it was written: "
+                                 f"it was written on {file.place!r:.90}, and this is {_place(model)!r:.90}; "
                                  "read it on the same hardware, with the same libraries"
                                  f"{', and with the same condition' * (condition is not None)}.") from None
     return torch.cat(images)

@@ -476,7 +476,7 @@ def digest(
     shape = str(tuple(images.shape)).encode()
     return sha256(shape + images.cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/01_data.ipynb #1010e87c
+# %% ../nbs/01_data.ipynb #f88d822a
 def class_names(
     dataset,   # as in `load_images`
     root=None, # as in `load_images`
@@ -488,7 +488,12 @@ def class_names(
     path = find_path(dataset)
     if path.is_dir(): return ["/".join(parts) or "." for parts in _classes(_scan(path))]
     with np.load(path, allow_pickle=False) as arrays:
-        return [*map(str, arrays["class_names"])] if "class_names" in arrays else None
+        if "class_names" not in arrays: return None
+        try: names = arrays["class_names"]
+        except ValueError: names = np.array(None) # of objects
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")
+    return [*map(str, names.astype(str))]
 
 # %% ../nbs/01_data.ipynb #a7c27439
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -547,13 +552,15 @@ def _scaled(pixels, image_shape): # uint8 [h, w, 3] -> uint8 [3, H, W]
     scaling = Image.Resampling.BICUBIC if smaller else Image.Resampling.BOX
     return torch.from_numpy(np.array(picture.resize((W, H), scaling, box))).permute(2, 0, 1)
 
-# %% ../nbs/01_data.ipynb #bace270b
+# %% ../nbs/01_data.ipynb #c29171e4
 def as_images(
     pictures,    # images; or a path, a Pillow image, or a list of paths and Pillow images
     image_shape, # (3, H, W)
 ):               # uint8 [N, 3, H, W]; images come back as a tensor, and are not checked
     "Pictures as images of a shape; raises what `read_picture` raises, and `TypeError` for anything else."
     if isinstance(pictures, _PICTURES): pictures = [pictures]
+    if isinstance(pictures, (list, tuple)) and not pictures:
+        raise ValueError("The list of pictures is empty: give at least one.")
     listed = isinstance(pictures, (list, tuple)) and any(isinstance(p, _PICTURES) for p in pictures)
     if not listed: return _as_tensor(pictures)
     images, modes, further = [], Counter(), 0

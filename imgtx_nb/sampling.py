@@ -80,11 +80,11 @@ def sample(
     with seeded(seed): first = torch.randint(0, 256, (n, 1, 3))
     return grow(model, first if first_pixel == "random" else first[:, :0], temperature, seed, condition)
 
-# %% ../nbs/17_sampling.ipynb #e716c513
+# %% ../nbs/17_sampling.ipynb #43a10b6c
 def complete(
     model,           # an AutoregressiveModel
     images,          # uint8 [N, 3, H, W] of the model's shape; or picture files or Pillow images, of any size
-    rows=None,       # how many of the upper rows to keep, 0 to H; or a mask, as `known`
+    rows=None,       # how many of the upper rows to keep, 0 to H; or, in their place, a mask, as `known`
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
     condition=None,  # what the model is told, if it needs it: labels, one for all, or low_res
@@ -92,18 +92,27 @@ def complete(
 ):                   # uint8 [N, 3, H, W], with the known pixels kept
     "Continue images from known pixels; raises `ValueError`, `TypeError` or `FileNotFoundError`."
     images = _of_the_shape(model, as_images(images, model.image_shape))
-    known = _known(rows if known is None else known, images.shape).flatten(1)
+    known = _known(_one_of(rows, known), images.shape).flatten(1)
     pixels, first = images.flatten(2).transpose(1, 2).long(), known.all(0).long().cumprod(0).sum()
     fixed = (known, pixels) if known[:, first:].any() else None
     return grow(model, pixels[:, :first], temperature, seed, condition, fixed)
 
-# %% ../nbs/17_sampling.ipynb #ce43efca
+# %% ../nbs/17_sampling.ipynb #d4b034e6
+def _one_of(rows, known):
+    if (rows is None) == (known is None):
+        both = "Neither rows nor" if rows is None else "Both rows and"
+        raise ValueError(f"{both} known are given: give one of them.")
+    return known if rows is None else rows
+
 def _known(rows, shape): # a number of rows or a mask, that of the images -> bool [N, H, W]
     n, _, height, width = shape
     if not isinstance(rows, (torch.Tensor, np.ndarray, list)):
         rows = checked("rows", rows, int, least=0, most=height)
         return (torch.arange(height) < rows)[None, :, None].expand(n, -1, width)
-    mask = torch.as_tensor(np.asarray(rows))
+    try: mask = torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"The mask is a {type(rows).__name__} that is no array: "
+                         f"give bool [{height}, {width}].") from None
     if mask.dtype != torch.bool or tuple(mask.shape) not in ((height, width), (n, height, width)):
         raise ValueError(f"The mask is {mask.dtype} {list(mask.shape)}: give bool [{height}, {width}], or "
                          f"[{n}, {height}, {width}], True where a pixel is known.")
@@ -118,16 +127,16 @@ def _of_the_shape(model, images):
         raise ValueError(f"images are {list(images.shape)}: this model completes [N, {shape}], N at least 1.")
     return images
 
-# %% ../nbs/17_sampling.ipynb #39e5df3f
+# %% ../nbs/17_sampling.ipynb #c1d1283f
 def super_resolve(
     model,           # an AutoregressiveModel with the condition low_res
-    low_res,         # uint8 [N, 3, H / factor, W / factor]
+    low_res,         # uint8 [N, 3, H / factor, W / factor]; or picture files or Pillow images, of any size
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
 ):                   # uint8 [N, 3, H, W]
     "Large images for small ones; raises `ValueError` in one sentence."
     if model.settings.condition != "low_res":
         raise ValueError("This model was not trained to enlarge images: train one with condition=low_res.")
-    if not isinstance(low_res, torch.Tensor) or low_res.ndim != 4:
-        raise ValueError(f"low_res is {low_res!r:.60}: give uint8 [N, 3, H / factor, W / factor].")
-    return sample(model, len(low_res), "model", temperature, seed, low_res)
+    small = as_images(low_res, [n // model.settings.factor for n in model.image_shape[1:]])
+    if small.ndim != 4: raise ValueError(f"low_res is {list(small.shape)}: give uint8 [N, 3, h, w].")
+    return sample(model, len(small), "model", temperature, seed, small)

@@ -140,19 +140,20 @@ def _steps(matrices): # a list of matrices -> their steps at a learning rate of 
             steps[i] = step if len(matrices[i]) == shape[0] else step.T
     return steps
 
-# %% ../nbs/16_training.ipynb #44f7e071
+# %% ../nbs/16_training.ipynb #12596143
 def make_optimizers(
     model,  # a model that the config describes
     config, # a RunConfig
 ):          # a list of optimisers, which share the learning rate
-    "Adam, and Muon, if it is wanted, for the matrices inside the layers."
+    "Adam, and Muon, if it is wanted, for the matrices inside the layers, which may decay."
     decay, lr = config.weight_decay, config.learning_rate
     groups = [{"params": params, "parts": n, "weight_decay": decay} for n, params in model.matrices().items()]
     inside = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in inside]
     adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0., fused=True)
     if config.optimizer == "muon": return [adam(rest, **_BESIDE_MUON), Muon(groups, lr)]
-    return [adam([{"params": rest}, *groups] if decay else model.parameters(), **model.adam)]
+    parts = [{"params": rest}, *groups] if decay else model.parameters() # without decay, one group as ever
+    return [adam(parts, **model.adam)]
 
 # %% ../nbs/16_training.ipynb #9688fe8a
 _BESIDE_MUON = dict(betas=(.9, .98), eps=1e-9) # those of the Transformer
@@ -492,7 +493,7 @@ def interrupts():
     def stopped(): return bool(asked) or parent is not None and os.getppid() != parent
     with handled(note): yield stopped
 
-# %% ../nbs/16_training.ipynb #f7987b62
+# %% ../nbs/16_training.ipynb #9915049d
 @flush_denormals()
 def fit(
     config,                  # a RunConfig
@@ -505,7 +506,7 @@ def fit(
         data = load_splits(config.dataset, config.data_root, labels=True)
     images = {split: x for split, (x, _) in data.items()}
     labels = {f"{split} labels": y for split, (_, y) in data.items()} if config.condition == "label" else {}
-    digests = _same_everywhere(config, images | labels)
+    digests, classes = _same_everywhere(config, images | labels), _classes(config)
     if from_main(accelerator, lambda: _finished(run, digests)): return _announced(run, accelerator)
     trainer, history = _trainer(config, data, accelerator), History()
     keeper = Keeper(run.path, accelerator, digests)
@@ -518,7 +519,8 @@ def fit(
             train(trainer, history, keeper, data["valid"], _in_any(accelerator, asked), tune, view)
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
         bits = trainer.score(*data["test"])
-        keeper.keep(_write_summary, _summarize(trainer, history, images, digests, bits))
+        about = {"digest": digests, **classes}
+        keeper.keep(_write_summary, _summarize(trainer, history, images, about, bits))
     if accelerator.is_main_process: say(f"{bits:.3f} bits/dim on {len(images['test']):,} test images.")
     return run.path
 
@@ -625,8 +627,8 @@ def _with_best(path): # -> the state of a checkpoint at the best validation
 
 def _write_summary(path, outcome): write_json(path/"summary.json", outcome)
 
-# %% ../nbs/16_training.ipynb #dae95b6d
-def _summarize(trainer, history, images, digests, test_bits):
+# %% ../nbs/16_training.ipynb #52af83eb
+def _summarize(trainer, history, images, about, test_bits):
     "The outcome of a run as a dictionary for its `summary.json`."
     config, model = trainer.config, trainer.raw
     n_parameters, device = sum(p.numel() for p in model.parameters()), trainer.accelerator.device
@@ -636,11 +638,14 @@ def _summarize(trainer, history, images, digests, test_bits):
             "images_per_second": history.step * config.batch_size / history.seconds, "steps": history.step,
             "hardware": hardware(device), "versions": versions(), "commit": commit(), "scale": config.scale,
             "image_shape": list(model.image_shape),
-            "dataset": {"name": config.dataset, **counts, "digest": digests, **_classes(config)}}
+            "dataset": {"name": config.dataset, **counts, **about}}
 
-# %% ../nbs/16_training.ipynb #d8ec4b68
+# %% ../nbs/16_training.ipynb #f666445c
 def _classes(config): # of a run that is told labels -> what they mean, if the data set says so
     names = class_names(config.dataset, config.data_root) if config.condition == "label" else None
+    if names and len(names) > config.n_classes:
+        raise ValueError(f"{config.dataset} names {len(names)} classes, but n_classes is {config.n_classes}: "
+                         "give a larger n_classes.")
     return {"classes": names} if names else {}
 
 # %% ../nbs/16_training.ipynb #1c1ffae2
