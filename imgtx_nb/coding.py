@@ -296,14 +296,14 @@ def _text(text): # a short text, after a byte that tells its length
 def _sealed(content): # bytes -> the same, and a digest of them
     return content + blake2b(content, digest_size=8).digest()
 
-# %% ../nbs/18_coding.ipynb #bc6b7625
+# %% ../nbs/18_coding.ipynb #833eb19d
 def compress(
     model,          # an AutoregressiveModel
     images,         # uint8 [N, 3, H, W], a tensor or an array; of any size that the model can take
     condition=None, # what the model is told, if it needs it; the reader has to know it too
     batch_size=64,  # images at a time; the reader uses the same
 ):                  # bytes
-    "Images as bytes, for `decompress`; raises `ValueError`, `TypeError` or `FileNotFoundError`."
+    "Images as bytes, for `decompress`; raises `ValueError` or `TypeError`."
     images = _bytes_only(images).cpu()
     batch_size = checked("batch_size", batch_size, int, least=1, most=2**16)
     (n, _, height, width), sized = images.shape, _sized(model, *images.shape[2:])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CREDITS', 'CIFAR10_CLASSES', 'project_root', 'from_root', 'find_path', 'cifar10', 'photographs', 'photo_patches',
            'load_images', 'load_splits', 'digest', 'class_names', 'image_grid', 'centre_crop', 'read_picture',
-           'as_images', 'enlarged', 'with_crop', 'crop_in_words']
+           'as_images', 'find_picture', 'png_path', 'write_picture', 'enlarged', 'with_crop', 'crop_in_words']
 
 # %% ../nbs/01_data.ipynb #52480fa5
 import configparser
@@ -405,19 +405,25 @@ def load_images(
             _warn_of_repeats(dataset, split, found[split][0], found["train"][0])
     return found[split]
 
-# %% ../nbs/01_data.ipynb #38596532
+# %% ../nbs/01_data.ipynb #745e3a1f
 def _source(dataset, root):
     "Has it a validation split, does it come class by class, and a function of the split that loads it."
     root = from_root(root or "data")
     if dataset == "cifar10": return False, False, partial(cifar10, root=root)
     if dataset == "photo_patches": return True, False, partial(photo_patches, root=root)
+    path = _place(dataset)
+    if path.is_dir(): return os.path.isdir(path/"valid"), True, partial(_from_folder, path, _scan(path))
+    return False, False, partial(_from_npz, path)
+
+# %% ../nbs/01_data.ipynb #3dbd2419
+def _place(dataset):
+    "The path of a data set; raises `FileNotFoundError` if there is nothing."
     path = find_path(dataset) if isinstance(dataset, (str, Path)) and str(dataset) else None
     if path is None or not os.path.exists(path):
         raise FileNotFoundError(f"dataset is {str(dataset)!r}: it is cifar10, photo_patches, or a path to an "
                                 ".npz file or a folder of images (flat, or with train/ and test/), "
                                 "and there is nothing at that path.")
-    if path.is_dir(): return os.path.isdir(path/"valid"), True, partial(_from_folder, path, _scan(path))
-    return False, False, partial(_from_npz, path)
+    return path
 
 # %% ../nbs/01_data.ipynb #5d1cf2d2
 def _read(dataset, source, split):
@@ -476,16 +482,14 @@ def digest(
     shape = str(tuple(images.shape)).encode()
     return sha256(shape + images.cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/01_data.ipynb #f88d822a
+# %% ../nbs/01_data.ipynb #368e404c
 def class_names(
-    dataset,   # as in `load_images`
-    root=None, # as in `load_images`
-):             # a list of texts, in the order of the labels; or None
+    dataset, # as in `load_images`
+):           # a list of texts, in the order of the labels; or None
     "What the labels mean, if the data set says so; raises what `load_images` raises."
-    _source(dataset, root)
     if dataset == "cifar10": return CIFAR10_CLASSES.split()
     if dataset == "photo_patches": return None
-    path = find_path(dataset)
+    path = _place(dataset)
     if path.is_dir(): return ["/".join(parts) or "." for parts in _classes(_scan(path))]
     with np.load(path, allow_pickle=False) as arrays:
         if "class_names" not in arrays: return None
@@ -581,6 +585,34 @@ def _as_tensor(images):
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"images are a {type(images).__name__}: give uint8 [N, 3, H, W], "
                         "or paths of image files and Pillow images.") from None
+
+# %% ../nbs/01_data.ipynb #7b6ef635
+def find_picture(
+    image, # the path of an image file, or the name of one of `photographs`
+):         # a Pillow image of mode RGB
+    "A picture; raises what `read_picture` raises."
+    return Image.fromarray(photographs()[image]) if image in CREDITS else read_picture(image)
+
+# %% ../nbs/01_data.ipynb #56df0528
+def png_path(
+    save, # where to write, from the project's root
+):        # a path
+    "The path of a PNG file to be; raises `ValueError` for another kind of file."
+    if not str(save).lower().endswith(".png"): raise ValueError(f"save is {save!r}: it must end in .png.")
+    return from_root(save)
+
+# %% ../nbs/01_data.ipynb #c92ab69a
+def write_picture(
+    picture, # a Pillow image
+    path,    # of a PNG file
+):           # text: where it is
+    "Write a PNG file; raises `OSError` in one sentence."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, "png")
+    except (OSError, ValueError) as e:
+        raise OSError(f"{path} cannot be written ({e}): choose another path.") from None
+    return f"Written: {path}"
 
 # %% ../nbs/01_data.ipynb #689a0a4e
 def enlarged(

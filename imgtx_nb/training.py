@@ -640,9 +640,9 @@ def _summarize(trainer, history, images, about, test_bits):
             "image_shape": list(model.image_shape),
             "dataset": {"name": config.dataset, **counts, **about}}
 
-# %% ../nbs/16_training.ipynb #f666445c
+# %% ../nbs/16_training.ipynb #aecdeb7c
 def _classes(config): # of a run that is told labels -> what they mean, if the data set says so
-    names = class_names(config.dataset, config.data_root) if config.condition == "label" else None
+    names = class_names(config.dataset) if config.condition == "label" else None
     if names and len(names) > config.n_classes:
         raise ValueError(f"{config.dataset} names {len(names)} classes, but n_classes is {config.n_classes}: "
                          "give a larger n_classes.")
