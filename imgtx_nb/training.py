@@ -6,7 +6,8 @@
 __all__ = ['batch_indices', 'learning_rate', 'Muon', 'make_optimizers', 'Averaged', 'evaluate', 'Trainer', 'make_accelerator',
            'History', 'Keeper', 'train', 'View', 'interrupts', 'fit', 'from_main', 'steps_in']
 
-# %% ../nbs/16_training.ipynb #7933a0b9
+# %% ../nbs/16_training.ipynb #6cb61eaf
+import atexit
 import math
 import os
 import time
@@ -313,7 +314,7 @@ def _compiled(config, model, device):
     torch.compiler.reset() # graphs of earlier runs count towards a limit, beyond which nothing is compiled
     return torch.compile(prepare(model, *model.image_shape[1:]))
 
-# %% ../nbs/16_training.ipynb #bd7a26f3
+# %% ../nbs/16_training.ipynb #5215c4cf
 def make_accelerator(config): # a RunConfig -> an accelerate.Accelerator
     "The engine: device and processes; raises `ValueError` if they cannot share a batch evenly."
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
@@ -321,6 +322,7 @@ def make_accelerator(config): # a RunConfig -> an accelerate.Accelerator
     if config.batch_size % n:
         raise ValueError(f"batch_size is {config.batch_size}, but there are {n} processes: "
                          "choose a multiple.")
+    if n > 1: atexit.register(PartialState().destroy_process_group) # its threads must end before Python does
     return accelerator
 
 # %% ../nbs/16_training.ipynb #413490c1
