@@ -26,7 +26,7 @@ from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
 
-# %% ../nbs/18_coding.ipynb #d3171196
+# %% ../nbs/18_coding.ipynb #f8cbe5be
 class _Line:
     "F of any likelihood, one channel after the other."
     def start(self, pixel): # the likelihood of B pixels, of float64 parameters
@@ -49,7 +49,15 @@ class _Line:
         self.known.append(values)
         if len(self.known) < 3: self.turn()
 
-# %% ../nbs/18_coding.ipynb #1589b42a
+    def all_below(self, edges, values): # int64 [B, 3, n], int64 [B, 3] -> float64 [B, 3, n]
+        "What `below` says of all three channels, whose values are known."
+        found = []
+        for channel, value in enumerate(values.T):
+            found.append(self.below(edges[:, channel]))
+            self.learn(value)
+        return np.stack(found, 1)
+
+# %% ../nbs/18_coding.ipynb #c33e433f
 class _MixtureLine(_Line):
     "F of a mixture of logistics (Eq. 2-4)."
     def start(self, pixel): # a DiscretizedLogisticMixture of B pixels, of float64 parameters
@@ -59,39 +67,59 @@ class _MixtureLine(_Line):
         super().start(pixel)
 
     def turn(self):
-        "Turn to the next channel: its means are moved by the channels before it."
-        mean, channel = self.means[:, len(self.known)], len(self.known)
-        for value, which in zip(self.known, ((), (0,), (1, 2))[channel]):
+        "Turn to the next channel."
+        self.centre, self.slope = self.centre_after(self.known), self.rate[:, len(self.known)]
+
+    def centre_after(self, known): # a list of int64 [B] -> float64 [B, K]
+        "The means of a channel, moved by the channels before it."
+        mean, channel = self.means[:, len(known)], len(known)
+        for value, which in zip(known, ((), (0,), (1, 2))[channel]):
             mean = mean + self.coefficients[:, which] * (value[:, None] / 127.5 - 1)
-        self.centre, self.slope = 127.5 * (mean[..., None] + 1), self.rate[:, channel, :, None]
+        return 127.5 * (mean + 1)
 
     def below(self, edges): # int64 [B, n] in 0..256, rising -> float64 [B, n]
         "The probability that the channel lies below these values."
-        z = (_EDGES[edges][:, None] - self.centre) * self.slope
-        self.edges, self.sigmoids = edges, 1 / (1 + np.exp(-np.maximum(z, -700)))
-        return (self.weights[..., None] * self.sigmoids).sum(1)
+        self.edges, self.sigmoids = edges, _sigmoids(edges, self.centre, self.slope)
+        return (self.weights[..., None] * self.sigmoids).sum(-2)
 
     def learn(self, values): # int64 [B]; they and the values above them are among the last edges
-        "Take the channel's values, and weigh the components anew: a mass is never quite 0."
-        at = (self.edges <= values[:, None]).sum(1)
-        mass = self.sigmoids[self.each, :, at] - self.sigmoids[self.each, :, at - 1]
-        weights = self.weights * np.maximum(mass, 1e-200)
-        self.weights = weights / weights.sum(1, keepdims=True)
+        "Take the channel's values, and weigh the components anew."
+        self.weights = _weighed(self.weights, self.sigmoids, self.edges, values)
         super().learn(values)
 
+    def all_below(self, edges, values): # int64 [B, 3, n], int64 [B, 3] -> float64 [B, 3, n]
+        "What `below` says of all three channels, whose values are known: their sigmoids, at once."
+        centres = np.stack([self.centre_after([*values.T[:channel]]) for channel in range(3)], 1)
+        sigmoids, weights = _sigmoids(edges, centres, self.rate), [self.weights]
+        for channel in range(2):
+            told = sigmoids[:, channel], edges[:, channel], values[:, channel]
+            weights.append(_weighed(weights[-1], *told))
+        return (np.stack(weights, 1)[..., None] * sigmoids).sum(-2)
+
+# %% ../nbs/18_coding.ipynb #d208c0d3
 _EDGES = np.array([-np.inf, *np.arange(.5, 255), np.inf])
 
-# %% ../nbs/18_coding.ipynb #5d00a15b
+def _sigmoids(edges, centre, slope): # int64 [..., n], float64 [..., K] twice -> float64 [..., K, n]
+    z = (_EDGES[edges][..., None, :] - centre[..., None]) * slope[..., None]
+    return 1 / (1 + np.exp(-np.maximum(z, -700)))
+
+def _weighed(weights, sigmoids, edges, values): # float64 [B, K, n], int64 [B, n], int64 [B] -> float64 [B, K]
+    at, each = (edges <= values[:, None]).sum(1), np.arange(len(values))
+    mass = sigmoids[each, :, at] - sigmoids[each, :, at - 1]
+    weights = np.multiply(weights, np.maximum(mass, 1e-200), order="C") # a mass is never quite 0
+    return weights / weights.sum(1, keepdims=True)
+
+# %% ../nbs/18_coding.ipynb #455a7ed5
 _WHOLE = 2**24 # the length of the line that is divided
 
 def _ends(
-    below, # float64 [B, n] numpy, F at edges of a digit, the first and the last among them
-    at,    # int64 [B, n] or [1, n] numpy, which of the edges 0 to 16 they are
+    below, # float64 [..., n] numpy, F at edges of a digit, the first and the last among them
+    at,    # int64 [..., n] numpy, which of the edges 0 to 16 they are
     apart, # how many values lie between two edges: 16 or 1
-):         # int64 [B, n] numpy, where digits begin
+):         # int64 [..., n] numpy, where digits begin
     "The ends of a digit's intervals; raises `ValueError` if a probability is not a number."
     below = below + 2.**-30 * apart * at
-    share = (below - below[:, :1]) / (below[:, -1:] - below[:, :1])
+    share = (below - below[..., :1]) / (below[..., -1:] - below[..., :1])
     if not np.isfinite(share.sum()):
         raise ValueError("The model's parameters are not finite at a pixel: it cannot code; train it anew.")
     return 1 + at + ((_WHOLE - 18) * share).astype(np.int64)
@@ -112,22 +140,19 @@ def _pixels(
 
 _ALL = np.arange(17)[None]
 
-# %% ../nbs/18_coding.ipynb #430a9e5f
+# %% ../nbs/18_coding.ipynb #b83be25d
 def _intervals(
     line,   # a `_Line` that has started
     pixels, # int64 [B, 3] numpy
 ):          # int64 [3, 2, B, 2] numpy: channels, high and low digit, images, where it begins and ends
     "Between which ends the digits of pixels lie."
-    found = np.empty((3, 2, *pixels.shape[:1], 2), np.int64)
-    for intervals, value in zip(found, pixels.T):
-        high, low, zero = value // 16, value % 16, np.zeros_like(value)
-        above = value - low + 16
-        below = line.below(np.stack([zero, value - low, value, value + 1, above, zero + 256], 1))
-        for place, digit, four in ((0, high, [0, 1, 4, 5]), (1, low, [1, 2, 3, 4])):
-            at = np.stack([zero, digit, digit + 1, zero + 16], 1)
-            intervals[place] = _ends(below[:, four], at, (16, 1)[place])[:, 1:3]
-        line.learn(value)
-    return found
+    high, low, zero = pixels // 16, pixels % 16, np.zeros_like(pixels)
+    first, last = pixels - low, zero + 256
+    below = line.all_below(np.stack([zero, first, pixels, pixels + 1, first + 16, last], -1), pixels)
+    digits = ((high, 16, [0, 1, 4, 5]), (low, 1, [1, 2, 3, 4]))
+    ends = [_ends(below[..., four], np.stack([zero, digit, digit + 1, zero + 16], -1), apart)[..., 1:3]
+            for digit, apart, four in digits]
+    return np.stack(ends).transpose(2, 0, 1, 3)
 
 # %% ../nbs/18_coding.ipynb #689e00b3
 _PARTS = constriction.stream.model.Categorical(perfect=False)

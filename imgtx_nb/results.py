@@ -236,7 +236,7 @@ def table1_markdown(
 _ON_THE_LAST_FALL = ("Last fall: what 1,000 steps took off validation bits/dim "
                      "between the last two validations.")
 
-# %% ../nbs/19_results.ipynb #b0b319ef
+# %% ../nbs/19_results.ipynb #df727b04
 def with_costs(
     table, # what table1 returned
     costs, # a folder with tables of `benchmark`; if there is none, the table stays as it is
@@ -244,16 +244,17 @@ def with_costs(
     "The memory of a training step and the seconds of 16 samples beside each row."
     if not (costs/"training.csv").exists(): return table
     read = lambda name: pd.read_csv(costs/f"{name}.csv")
-    names = {"model": "architecture", "batch_size": "cost_batch_size", "where": "cost_where"}
+    names = {"model": "architecture"} | {name: f"cost_{name}" for name in ("recipe", "batch_size", "where")}
     memory = read("training").query("way == 'this package'")[[*names, "peak_memory_gb"]]
     seconds = read("sampling").query("images == 16")[["model", "cached_seconds"]]
     return table.merge(memory.merge(seconds).rename(columns=names), "left", on="architecture")
 
-# %% ../nbs/19_results.ipynb #520532c2
+# %% ../nbs/19_results.ipynb #a027b6c9
 def _on_the_costs(table):
     row = table.dropna(subset="peak_memory_gb").iloc[0]
     return (f"GB to train: one step with {row.cost_batch_size:.0f} images; seconds for 16 samples: "
-            f"drawn together; both measured in one run of the benchmark, {row.cost_where}.")
+            f"drawn together; both with the recipe {row.cost_recipe}, measured in one run of the benchmark, "
+            f"{row.cost_where}.")
 
 # %% ../nbs/19_results.ipynb #dd21536b
 def _shared(settings): # texts of "name = value, ..." -> those that all have, if there are several
@@ -536,14 +537,15 @@ def pixel_bits(
         nats = pixel_nats(model(images, condition), images, model.likelihood)
     return nats.cpu() / (3 * np.log(2))
 
-# %% ../nbs/19_results.ipynb #c1cc320a
+# %% ../nbs/19_results.ipynb #9d2645cb
 def draw_bits(
-    model,     # an AutoregressiveModel
-    images,    # uint8 [B, 3, H, W]
-    title="",  # of the figure
-):             # the matplotlib figure
+    model,          # an AutoregressiveModel
+    images,         # uint8 [B, 3, H, W]
+    title="",       # of the figure
+    condition=None, # what the model is told of the images, if it needs it
+):                  # the matplotlib figure
     "Images above, and below them the bits/dim that each pixel costs."
-    bits, n = pixel_bits(model, images), len(images)
+    bits, n = pixel_bits(model, images, condition), len(images)
     fig, axes = plt.subplots(2, n, figsize=(1.45 * n + .9, 3.4), layout="constrained", squeeze=False)
     for ax, image, price in zip(axes.T, images, bits):
         ax[0].imshow(image.permute(1, 2, 0))
@@ -561,15 +563,16 @@ def _draw_bits_of(folder): # a run folder with pictures -> the figure for its fi
     title = f"Bits/dim of each pixel of test images: {_without(table.loc[0], ())}"
     return _caption(draw_bits(model, images), title, table)
 
-# %% ../nbs/19_results.ipynb #3d53fdb2
+# %% ../nbs/19_results.ipynb #a74de766
 def draw_mixtures(
-    model,  # an AutoregressiveModel
-    image,  # uint8 [3, H, W]
-    pixels, # a list of (row, column)
-):          # the matplotlib figure
+    model,          # an AutoregressiveModel
+    image,          # uint8 [3, H, W]
+    pixels,         # a list of (row, column)
+    condition=None, # what the model is told of the image, if it needs it: a label, or low_res [1, 3, h, w]
+):                  # the matplotlib figure
     "The image with the pixels marked, and the distribution of the three channels at each."
     with torch.no_grad(), evaluating(model):
-        params = model(image[None].to(next(model.parameters()).device)).cpu()[0]
+        params = model(image[None].to(next(model.parameters()).device), condition).cpu()[0]
     fig, axes = plt.subplots(1, 1 + len(pixels), figsize=(2.2 * (1 + len(pixels)), 2.3), layout="constrained")
     axes[0].imshow(image.permute(1, 2, 0))
     axes[0].set(xticks=[], yticks=[], xlabel="dotted: the true values")
