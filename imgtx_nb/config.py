@@ -253,13 +253,14 @@ def architecture(config): # a RunConfig -> text
     "What a run trains, whatever the data and the way: the model, its scheme and its sizes."
     return row_label(config, [*stated(Data), *stated(Learning), *stated(Running)])
 
-# %% ../nbs/14_config.ipynb #aac77413
+# %% ../nbs/14_config.ipynb #2bf6f492
 def config_rows(config): # a RunConfig -> a list of dictionaries: parameter, value, usual, meaning
     "What a run is, and a row for each parameter that is not as usual at its scale: for a table."
     shown = _values(config, ["dataset", "model", "scale", "recipe", "run_name"])
     usual = {name: "" for name in shown} | _usual_values(config, [*shown])
     values = _values(config, usual) | {"model": model_title(config)}
-    return [dict(parameter=name, value=values[name], usual=usual[name],
+    said = {name: "-" if value is None else value for name, value in usual.items()}
+    return [dict(parameter=name, value=values[name], usual=said[name],
                  meaning=stated(config)[name].metadata["meaning"]) for name in usual]
 
 # %% ../nbs/14_config.ipynb #6d5f6c7d

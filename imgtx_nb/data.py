@@ -190,6 +190,22 @@ def _from_npz(
         warnings.warn(f"{path}: passed over {', '.join(others)}: images are train_images and test_images.")
     return images, labels
 
+# %% ../nbs/01_data.ipynb #2d91e236
+def _is_mapped(path): # a folder -> does it hold arrays, in place of pictures?
+    return any((path/f"{split}_images.npy").exists() for split in ("train", "test"))
+
+def _from_npy(
+    path,  # folder with train_images.npy, train_labels.npy, test_images.npy, test_labels.npy
+    split, # "train", "valid" or "test"
+):         # the arrays of images and labels, mapped into memory
+    "Images and labels of `.npy` files; raises `ValueError` naming the file that is missing or malformed."
+    try: return [np.load(file := path/f"{split}_{what}.npy", mmap_mode="c") for what in ("images", "labels")]
+    except FileNotFoundError:
+        raise ValueError(f"{path} has no {file.name}: a folder of arrays needs train_images.npy [N, H, W, 3] "
+                         "uint8, train_labels.npy [N], test_images.npy and test_labels.npy.") from None
+    except (ValueError, OSError, EOFError) as e:
+        raise ValueError(f"{file} is no .npy file of a plain array ({e}): save it with numpy.save.") from None
+
 # %% ../nbs/01_data.ipynb #00ce7dc0
 _SPLITS = ("train", "valid", "test")
 _IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -369,28 +385,37 @@ def _last_tenth(
     last[before.argsort(kind="stable")[len(groups) - min(most, len(groups) // 10):]] = True
     return last
 
-# %% ../nbs/01_data.ipynb #0549af82
+# %% ../nbs/01_data.ipynb #44c4ad63
 def _is_sorted(labels):
     "Whether labels come class by class, or the last tenth has other classes than the rest."
-    valid, classes = _last_tenth(np.zeros_like(labels)), np.unique(labels)
-    n_changes = (labels[1:] != labels[:-1]).sum()
+    valid, (classes, codes) = _last_tenth(np.zeros_like(labels)), np.unique(labels, return_inverse=True)
     if not valid.any(): return False
-    shares = [(labels[part, None] == classes).mean(0) for part in (valid, ~valid)]
+    counts = np.stack([np.bincount(codes[part], minlength=len(classes)) for part in (valid, ~valid)])
+    shares = counts / counts.sum(1, keepdims=True)
     unlike = np.abs(shares[0] - shares[1]).sum() / 2 # 0 for equal shares, 1 for none in common
-    return n_changes < len(classes) or unlike > .5 or not np.isin(labels[valid], labels[~valid]).all()
+    n_changes = (labels[1:] != labels[:-1]).sum()
+    return n_changes < len(classes) or unlike > .5 or counts[0, counts[1] == 0].any()
 
-# %% ../nbs/01_data.ipynb #0d9c987a
+# %% ../nbs/01_data.ipynb #6b41d5e9
 def _cut_valid(images, labels, by_class, dataset):
     "A dictionary of images and labels for `train` and `valid`; raises `ValueError` if there are too few."
     valid = _last_tenth(labels if by_class or _is_sorted(labels) else np.zeros_like(labels))
     if not valid.any():
         raise ValueError(f"{dataset} has {len(images)} training images: "
                          "a tenth of them is cut off for validation, so it needs at least 10.")
-    return {split: (images[own], labels[own]) for split, own in (("train", ~valid), ("valid", valid))}
+    if isinstance(images, np.memmap) and not valid[-valid.sum():].all():
+        raise ValueError(f"The labels of {dataset} come class by class, so validation cannot be cut from the "
+                         "end: save the images in mixed order, or add valid_images.npy and valid_labels.npy.")
+    parts = {"train": ~valid, "valid": valid}
+    return {split: (_part(images, own), _part(labels, own)) for split, own in parts.items()}
 
-# %% ../nbs/01_data.ipynb #2e9a52b9
+def _part(x, own): # [N, ...], bool [N] -> those, without a copy if they lie side by side
+    where = own.nonzero()[0]
+    return x[where[0]:where[-1] + 1] if where[-1] - where[0] == len(where) - 1 else x[own]
+
+# %% ../nbs/01_data.ipynb #b41e0bd5
 def load_images(
-    dataset,   # "cifar10", "photo_patches", an .npz file, or a folder, flat or with train/ and test/
+    dataset,   # "cifar10", "photo_patches", an .npz file, or a folder of pictures or of .npy files
     split,     # "train", "valid" or "test"
     root=None, # folder for downloads and caches, from the project's root if relative; data by default
 ):             # uint8 [N, 3, H, W] and int64 [N]
@@ -405,13 +430,15 @@ def load_images(
             _warn_of_repeats(dataset, split, found[split][0], found["train"][0])
     return found[split]
 
-# %% ../nbs/01_data.ipynb #745e3a1f
+# %% ../nbs/01_data.ipynb #8ec7609d
 def _source(dataset, root):
     "Has it a validation split, does it come class by class, and a function of the split that loads it."
     root = from_root(root or "data")
     if dataset == "cifar10": return False, False, partial(cifar10, root=root)
     if dataset == "photo_patches": return True, False, partial(photo_patches, root=root)
     path = _place(dataset)
+    if path.is_dir() and _is_mapped(path):
+        return (path/"valid_images.npy").exists(), False, partial(_from_npy, path)
     if path.is_dir(): return os.path.isdir(path/"valid"), True, partial(_from_folder, path, _scan(path))
     return False, False, partial(_from_npz, path)
 
@@ -425,15 +452,19 @@ def _place(dataset):
                                 "and there is nothing at that path.")
     return path
 
-# %% ../nbs/01_data.ipynb #5d1cf2d2
+# %% ../nbs/01_data.ipynb #5112b8a3
 def _read(dataset, source, split):
     "A dictionary with `split`, or with `train` and `valid` where one is cut from the other."
     own_valid, by_class, load = source
     alone = own_valid or split == "test"
     images, labels = _checked(*load(split=split if alone else "train"), dataset)
     parts = {split: (images, labels)} if alone else _cut_valid(images, labels, by_class, dataset)
-    return {split: (torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))),
-                    torch.from_numpy(labels.astype(np.int64))) for split, (images, labels) in parts.items()}
+    return {split: (_planes(images, split), torch.from_numpy(labels.astype(np.int64)))
+            for split, (images, labels) in parts.items()}
+
+def _planes(images, split): # uint8 [N, H, W, 3] -> a tensor [N, 3, H, W]; what is mapped stays in its file
+    planes, stays = images.transpose(0, 3, 1, 2), split == "train" and isinstance(images, np.memmap)
+    return torch.from_numpy(planes if stays else np.ascontiguousarray(planes))
 
 # %% ../nbs/01_data.ipynb #5d455b87
 def _checked(images, labels, dataset):
@@ -446,15 +477,18 @@ def _checked(images, labels, dataset):
                          f"and type {labels.dtype}: labels must be [N] integers.")
     return images, labels
 
-# %% ../nbs/01_data.ipynb #c2ad5659
+# %% ../nbs/01_data.ipynb #b192eb0a
 def _warn_of_repeats(dataset, split, images, train):
     "Warn if `images` of a split are among the training images, with their number."
+    if len(train) > _MANY: return
     hashes = lambda images: [blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
     known = {*hashes(train)}
     n, name = sum(h in known for h in hashes(images)), "validation" if split == "valid" else split
     if n:
         warnings.warn(f"{n} of {len(images)} {name} images of {dataset} are also training images: "
                       "bits/dim on them is too good.")
+
+_MANY = 200_000 # images, of which some stand for all
 
 # %% ../nbs/01_data.ipynb #8b7e8c8c
 def load_splits(
@@ -474,15 +508,16 @@ def load_splits(
     for split in ("valid", "test"): _warn_of_repeats(dataset, split, images[split], images["train"])
     return {split: found[split] for split in _SPLITS} if labels else images
 
-# %% ../nbs/01_data.ipynb #b78b000b
+# %% ../nbs/01_data.ipynb #0f77111a
 def digest(
     images, # uint8, of any shape
 ):          # 16 hexadecimal digits
     "The first digits of SHA-256 over the shape and the bytes of a tensor."
     shape = str(tuple(images.shape)).encode()
+    if len(images) > _MANY: images = images[::len(images) // 10_000]
     return sha256(shape + images.cpu().numpy().tobytes()).hexdigest()[:16]
 
-# %% ../nbs/01_data.ipynb #368e404c
+# %% ../nbs/01_data.ipynb #168eeb56
 def class_names(
     dataset, # as in `load_images`
 ):           # a list of texts, in the order of the labels; or None
@@ -490,14 +525,19 @@ def class_names(
     if dataset == "cifar10": return CIFAR10_CLASSES.split()
     if dataset == "photo_patches": return None
     path = _place(dataset)
-    if path.is_dir(): return ["/".join(parts) or "." for parts in _classes(_scan(path))]
-    with np.load(path, allow_pickle=False) as arrays:
-        if "class_names" not in arrays: return None
-        try: names = arrays["class_names"]
-        except ValueError: names = np.array(None) # of objects
+    if path.is_dir() and not _is_mapped(path):
+        return ["/".join(parts) or "." for parts in _classes(_scan(path))]
+    try: names = _named(path)
+    except ValueError: names = np.array(None) # of objects
+    if names is None: return None
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")
     return [*map(str, names.astype(str))]
+
+# %% ../nbs/01_data.ipynb #1aa26cdd
+def _named(path): # an .npz file, or a folder of arrays -> its array class_names, or None
+    if path.is_dir(): return np.load(path/"class_names.npy") if (path/"class_names.npy").exists() else None
+    with np.load(path) as arrays: return arrays["class_names"] if "class_names" in arrays else None
 
 # %% ../nbs/01_data.ipynb #a7c27439
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"

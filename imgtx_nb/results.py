@@ -174,13 +174,13 @@ def where_from(
     tell = {"dataset": "{}", "scale": "scale {}", "hardware": "{}", "commit": "commit {}"}
     return "; ".join(tell[c].format(" / ".join(dict.fromkeys(table[c]))) for c in columns)
 
-# %% ../nbs/19_results.ipynb #f0f25650
+# %% ../nbs/19_results.ipynb #1269cfdb
 def markdown_table(
     frame,       # a DataFrame of text
     side="---:", # of all columns but the first; "---" for text
 ):               # markdown
     "A table for people."
-    rows = [[*frame], ["---"] + [side] * (frame.shape[1] - 1), *frame.astype(str).values.tolist()]
+    rows = [[*frame], ["---"] + [side] * (frame.shape[1] - 1), *frame.map(str).values.tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 # %% ../nbs/19_results.ipynb #614f4863

@@ -34,7 +34,7 @@ from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has
                            refuse_other_data, versions, write_checkpoint, write_json, write_metrics,
                            write_weights)
 
-# %% ../nbs/16_training.ipynb #e8a2304a
+# %% ../nbs/16_training.ipynb #6bed7c01
 def batch_indices(
     n_images,   # training images
     batch_size, # images a step
@@ -42,17 +42,17 @@ def batch_indices(
     seed,       # of the run
 ):              # int64 [batch_size]
     "The training images of a step."
-    first = step * batch_size
-    epochs = range(first // n_images, (first + batch_size - 1) // n_images + 1)
-    order = torch.cat([_permutation(n_images, seed, epoch) for epoch in epochs])
-    return order[first % n_images:][:batch_size]
+    first, end = step * batch_size, (step + 1) * batch_size
+    epochs = range(first // n_images, (end - 1) // n_images + 1)
+    of_epoch = lambda n: _permutation(n_images, seed, n)[max(0, first - n * n_images):end - n * n_images]
+    return torch.cat([*map(of_epoch, epochs)])
 
 # %% ../nbs/16_training.ipynb #8dc39f8f
 @lru_cache(maxsize=4)
 def _permutation(n_images, seed, epoch):
     return torch.randperm(n_images, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
-# %% ../nbs/16_training.ipynb #abe2f9b5
+# %% ../nbs/16_training.ipynb #a1944faa
 class _Batches:
     "The training images and labels on a device, and those of a step."
     def __init__(self,
@@ -61,28 +61,37 @@ class _Batches:
         accelerator, # an accelerate.Accelerator
         labels=None, # int64 [N]; without any, they are 0
     ):
-        self.config, self.images = config, images.to(accelerator.device)
-        self.labels = (torch.zeros(len(images)).long() if labels is None else labels).to(accelerator.device)
+        self.config, self.device = config, accelerator.device
+        home = self.device if _has_room(self.device, images) else torch.device("cpu")
+        self.images = images.to(home)
+        self.labels = (torch.zeros(len(images)).long() if labels is None else labels).to(home)
         self.own = slice(accelerator.process_index, None, accelerator.num_processes)
 
     def first(self, n=64): # -> uint8 [n, 3, H, W], int64 [n]
         "A batch for a model to look at before its first step."
-        chosen = batch_indices(len(self.images), n, 0, self.config.seed).to(self.images.device)
-        return self.images[chosen], self.labels[chosen]
+        return self.take(batch_indices(len(self.images), n, 0, self.config.seed))
 
     def of(self, step): # -> uint8 [B, 3, H, W], int64 [B], this process's share
         "The images of a step, mirrored at random if the run wants that, and their labels."
         every = batch_indices(len(self.images), self.config.batch_size, step, self.config.seed)
-        chosen = self.send(every[self.own])
-        images, labels = self.images[chosen], self.labels[chosen]
+        images, labels = self.take(every[self.own])
         if not self.config.horizontal_flips: return images, labels
-        mirrored = self.send(torch.rand(len(images)) < .5)
+        mirrored = _send(torch.rand(len(images)) < .5, self.device)
         return torch.where(mirrored[:, None, None, None], images.flip(-1), images), labels
 
-    def send(self, x): # a tensor of the CPU -> the same on the device
-        "Send without waiting for what the device is doing."
-        on_cuda = self.images.is_cuda
-        return (x.pin_memory() if on_cuda else x).to(self.images.device, non_blocking=on_cuda)
+    def take(self, chosen): # int64 [n], on the CPU -> uint8 [n, 3, H, W], int64 [n], on the device
+        "Some images and their labels, from wherever they lie."
+        at = _send(chosen, self.images.device)
+        return _send(self.images[at].contiguous(), self.device), _send(self.labels[at], self.device)
+
+# %% ../nbs/16_training.ipynb #5839ba9c
+def _send(x, device): # a tensor -> the same on the device, without waiting for what that is doing
+    if x.device.type == device.type: return x
+    on_cuda = device.type == "cuda"
+    return (x.pin_memory() if on_cuda else x).to(device, non_blocking=on_cuda)
+
+def _has_room(device, images): # for them, and as much again
+    return device.type != "cuda" or 2 * images.nbytes < torch.cuda.mem_get_info(device)[0]
 
 # %% ../nbs/16_training.ipynb #70c95e15
 def learning_rate(
@@ -279,9 +288,9 @@ class Trainer(_Learner):
         if self.mean: self.mean.update_parameters(self.raw)
         return loss.detach()
 
-# %% ../nbs/16_training.ipynb #03b874dd
+# %% ../nbs/16_training.ipynb #72323bac
 def _initialized(config, image_shape, labels, batches): # of all training images; their _Batches
-    model = build_model(config, image_shape).to(batches.images.device)
+    model = build_model(config, image_shape).to(batches.device)
     model.fits(image_shape, labels)
     first, their_labels = batches.first()
     model.initialize(first, *_given(model.observed(first, their_labels)))

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT/"nbs").glob("*.ipynb"))
 TABLES = sorted(p for p in (ROOT/"results").glob("[!.]*/*.csv") if "run" in pd.read_csv(p, nrows=0) and p.stem != "retired")
 RUNS = sorted(p.parent for p in (ROOT/"results").glob("[a-z]*/*/config.json") if "-" not in p.parent.parent.name)
-EXPERIMENTS = {"train", "study", "budget", "ablations", "benchmark", "codec", "complete", "play", "verification"}
+EXPERIMENTS = {"train", "study", "budget", "ablations", "conditional", "benchmark", "codec", "complete", "play", "verification"}
 sys.path.insert(0, str(ROOT/"tools"))
 
 
@@ -196,7 +196,8 @@ def test_run_folders_are_read_and_those_with_weights_load(folder):
     assert config.run_name == folder.name and (folder.parent.name == "ablations" or folder.name == default_name(config))
     if not (folder/"model.safetensors").exists(): return
     model, _ = load_run(folder)
-    with torch.no_grad(): params = model(torch.randint(0, 256, (1, *model.image_shape), dtype=torch.uint8))
+    images, labels = torch.randint(0, 256, (1, *model.image_shape), dtype=torch.uint8), torch.zeros(1).long()
+    with torch.no_grad(): params = model(images, model.observed(images, labels))
     n_parameters = json.loads((folder/"summary.json").read_text())["n_parameters"]
     assert params.isfinite().all() and sum(p.numel() for p in model.parameters()) == n_parameters
 
@@ -204,7 +205,7 @@ def test_run_folders_are_read_and_those_with_weights_load(folder):
 @pytest.mark.skipif(not (ROOT/".git").exists(), reason="only a clone knows which files are committed")
 def test_a_checkout_fits_in_a_hand():
     files = run("git", "ls-files", "-z").stdout.split("\0")
-    assert sum((ROOT/f).stat().st_size for f in files if f and (ROOT/f).is_file()) < 20 * 2**20
+    assert sum((ROOT/f).stat().st_size for f in files if f and (ROOT/f).is_file()) < 28 * 2**20
 
 
 # A fourth model, a fourth scheme
@@ -382,6 +383,25 @@ def test_an_experiment_runs_twice_in_one_kernel(tmp_path, little_images, name):
     errors = [(n, output.evalue) for n, cell in enumerate(both.cells) for output in cell.get("outputs", []) if output.output_type == "error"]
     assert [n for n, _ in errors] == [len(cells) - 1] and "kernal_size is not a parameter" in errors[0][1], errors
     for seed in (0, 1): assert {read_config(p.parent).seed for p in (tmp_path/f"seed {seed}").rglob("config.json")} >= {seed}
+
+
+FEW = {"benchmark": ["-y", "rows: [{attention: local_1d}, {model: neighbourhood}]", "-p", "side", "16", "-r", "samples", "1", "-r", "coded", "2",
+                     "-r", "sweep", "8", "-r", "blocks", "16", "-p", "repeats", "1", "-p", "batch_size", "2"],
+       "conditional": ["-p", "max_steps", "2", "-p", "n", "20", "-p", "per_class", "8", "-p", "passes", "1"]}
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_an_experiment_runs_to_its_end(tmp_path, little_images, name):
+    data = ["-p", "dataset", str(little_images)] if name == "conditional" else []
+    done = papermill(name, tmp_path/"out.ipynb", "-p", "scale", "tiny", "-p", "results_dir", str(tmp_path/"results"), *data, *FEW[name])
+    assert done.returncode == 0, last_line(done.stderr)
+    wanted = {"benchmark": ["training.csv", "sampling.csv", "coding.csv", "growth.csv", "benchmark.png"], "conditional": ["table1.md", "worth.md", "classifier.md"]}[name]
+    assert {*wanted} <= {path.name for path in (tmp_path/"results").iterdir()}
+    if name == "conditional": assert len([*(tmp_path/"results").glob("classes-*.png")]) == len([*(tmp_path/"results").glob("large-*.png")]) == 1
+
+
+def test_every_experiment_with_rows_plans_its_own():
+    for name in ("study", "budget", "ablations", "benchmark", "conditional"): assert planned(name)
 
 
 def test_rows_of_the_study_take_further_parameters():
