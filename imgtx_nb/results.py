@@ -210,7 +210,7 @@ def _side_by_side(table): # what table1 returned, with images -> one row an arch
                for name, what in (titles.items() if title == "bits/dim" else [(title, given)])}
     return last.join(scores, on=key), columns
 
-# %% ../nbs/19_results.ipynb #92e1a51c
+# %% ../nbs/19_results.ipynb #c7fbb99b
 def table1_markdown(
     table,        # what table1 returned
     columns=None, # which of the columns to show, by their titles; all by default
@@ -220,8 +220,9 @@ def table1_markdown(
     table, known = _side_by_side(table)
     shared = _shared(table.settings)
     shown = pd.DataFrame({"model": [_without(row, shared) for row in table.to_dict("records")]})
+    wanted = lambda title: not columns or {title, title.split(", ")[0]} & {*columns} # both recipes' bits/dim
     for title, (column, digits) in known.items():
-        if title in (columns or known) and column in table and table[column].notna().any():
+        if wanted(title) and column in table and table[column].notna().any():
             shown[title] = [number(value, digits) for value in table[column]]
     if table.loss.nunique() > 1: shown["loss"] = table.loss
     if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
