@@ -126,17 +126,21 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         "Move all parameters."
         for group in self.param_groups:
-            params, n = [p for p in group["params"] if p.grad is not None], group["parts"]
-            momenta = [_momentum(self.state[p], p.grad).flatten(1) for p in params]
-            steps = _steps([part for m in momenta for part in m.chunk(n)])
-            for i, p in enumerate(params):
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(torch.cat(steps[n * i:n * i + n]).view(p.shape), alpha=-group["lr"])
+            params, n, lr = [p for p in group["params"] if p.grad is not None], group["parts"], group["lr"]
+            if not params: continue
+            momenta = _momenta([self.state[p] for p in params], [p.grad for p in params])
+            steps = _steps([part for m in momenta for part in m.flatten(1).chunk(n)])
+            whole = [torch.cat(steps[n * i:n * i + n]).view(p.shape) for i, p in enumerate(params)]
+            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
+            torch._foreach_add_(params, whole, alpha=-lr)
 
 # %% ../nbs/16_training.ipynb #a2bd84e7
-def _momentum(state, grad): # the state of a parameter -> Nesterov's momentum
-    if not state: state["momentum_buffer"] = torch.zeros_like(grad)
-    return grad.lerp(state["momentum_buffer"].lerp_(grad, .05), .95)
+def _momenta(states, grads): # of parameters -> Nesterov's momentum of each
+    for state, grad in zip(states, grads):
+        if not state: state["momentum_buffer"] = torch.zeros_like(grad)
+    kept = [state["momentum_buffer"] for state in states]
+    torch._foreach_lerp_(kept, grads, .05)
+    return torch._foreach_lerp(grads, kept, .95)
 
 # %% ../nbs/16_training.ipynb #3a623ad6
 def _steps(matrices): # a list of matrices -> their steps at a learning rate of 1
@@ -276,6 +280,7 @@ class Trainer(_Learner):
         model = _initialized(config, images.shape[1:], labels, self.batches)
         super().__init__(config, model)
         compiled = _compiled(config, model, device)
+        self.nats = nats if compiled is model else torch.compile(nats)
         self.model, *self.optimizers = accelerator.prepare(compiled, *self.optimizers)
         if compiled is not model: _warm_up(self)
 
@@ -299,7 +304,7 @@ def _initialized(config, image_shape, labels, batches): # of all training images
 def _loss(trainer, images, labels): # a Trainer, a batch -> bits per dimension, a scalar tensor
     condition = _given(trainer.raw.observed(images, labels))
     with trainer.autocast: params = trainer.model(images, *condition)
-    return bits_per_dim(nats(params, images, trainer.raw.likelihood).sum(), images.numel())
+    return bits_per_dim(trainer.nats(params, images, trainer.raw.likelihood).sum(), images.numel())
 
 def _warm_up(trainer): # compiles forward and backward, before any clock runs
     trainer.accelerator.backward(_loss(trainer, *trainer.batches.of(0)))

@@ -95,8 +95,8 @@ class _TransformerLayer(nn.Module):
 
 # %% ../nbs/07_transformer.ipynb #688f7dcd
 _SCALES = {
-    "gpu": dict(dropout=0., batch_size=64, max_steps=30_000, warmup_steps=500, schedule="cosine",
-                ema_decay=.999, eval_every=3000),
+    "gpu": dict(dropout=0., batch_size=128, max_steps=20_000, warmup_steps=500, schedule="cosine",
+                ema_decay=.999, eval_every=2500),
     "laptop": dict(d_model=96, n_heads=4, d_ff=192, dropout=0., batch_size=2, max_steps=8000,
                    warmup_steps=100, optimizer="muon", schedule="cosine", learning_rate=3e-3,
                    ema_decay=.999, eval_every=1000),
