@@ -310,6 +310,7 @@ def _warm_up(trainer): # compiles forward and backward, before any clock runs
     trainer.accelerator.backward(_loss(trainer, *trainer.batches.of(0)))
     for optimizer in trainer.optimizers: optimizer.zero_grad()
 
+# %% ../nbs/16_training.ipynb #0b3b7921
 def _autocast(config, device):
     half = config.precision == "bfloat16" or config.precision == "auto" and device.type == "cuda"
     return torch.autocast(device.type, torch.bfloat16, enabled=half)
