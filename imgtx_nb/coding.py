@@ -29,85 +29,66 @@ from .runs import hardware
 # %% ../nbs/18_coding.ipynb #f8cbe5be
 class _Line:
     "F of any likelihood, one channel after the other."
-    def start(self, pixel): # the likelihood of B pixels, of float64 parameters
-        "Begin with red."
-        self.pixel, self.known, self.each = pixel, [], np.arange(len(pixel.params))
-        self.turn()
+    def __init__(self, *pixels): # likelihoods of N pixels in all, of float64 parameters
+        self.pixels, self.known, self.each = pixels, [], np.arange(sum(len(d.params) for d in pixels))
 
     def turn(self):
         "Turn to the next channel."
         known = np.array(self.known, np.int64).reshape(len(self.known), len(self.each)).T
-        masses = self.pixel.pmf(len(self.known), torch.from_numpy(known))
-        self.table = F.pad(masses.cumsum(-1), (1, 0)).numpy()
+        parts = zip(self.pixels, torch.from_numpy(known).chunk(len(self.pixels)))
+        sums = [pixel.pmf(len(self.known), part).cumsum(-1) for pixel, part in parts]
+        self.table = F.pad(torch.cat(sums), (1, 0)).numpy()
 
-    def below(self, edges): # int64 [B, n] in 0..256, rising -> float64 [B, n]
+    def below(self, edges): # int64 [N, n] in 0..256, rising -> float64 [N, n]
         "The probability that the channel lies below these values."
         return self.table[self.each[:, None], edges]
 
-    def learn(self, values): # int64 [B]
+    def learn(self, values): # int64 [N]; they and the values above them are among the last edges
         "Take the channel's values."
         self.known.append(values)
-        if len(self.known) < 3: self.turn()
-
-    def all_below(self, edges, values): # int64 [B, 3, n], int64 [B, 3] -> float64 [B, 3, n]
-        "What `below` says of all three channels, whose values are known."
-        found = []
-        for channel, value in enumerate(values.T):
-            found.append(self.below(edges[:, channel]))
-            self.learn(value)
-        return np.stack(found, 1)
 
 # %% ../nbs/18_coding.ipynb #c33e433f
 class _MixtureLine(_Line):
     "F of a mixture of logistics (Eq. 2-4)."
-    def start(self, pixel): # a DiscretizedLogisticMixture of B pixels, of float64 parameters
-        "Begin with red."
-        parts = pixel.log_weights.exp(), torch.exp(-pixel.log_scales) / 127.5, pixel.means, pixel.coefficients
-        self.weights, self.rate, self.means, self.coefficients = (x.numpy() for x in parts)
-        super().start(pixel)
+    def __init__(self, *pixels): # `DiscretizedLogisticMixture`s, of float64 parameters
+        super().__init__(*pixels)
+        parts = [(d.log_weights.exp(), torch.exp(-d.log_scales) / 127.5, d.means, d.coefficients)
+                 for d in pixels]
+        self.weights, self.rate, self.means, self.coefficients = (
+            torch.cat(part).numpy() for part in zip(*parts))
 
     def turn(self):
-        "Turn to the next channel."
-        self.centre, self.slope = self.centre_after(self.known), self.rate[:, len(self.known)]
+        "Turn to the next channel, and weigh the components anew."
+        if self.known: self.weights = _weighed(self.weights, self.sigmoids, self.edges, self.known[-1])
+        self.centre, self.slope = self.next_centre(), self.rate[:, len(self.known)]
 
-    def centre_after(self, known): # a list of int64 [B] -> float64 [B, K]
-        "The means of a channel, moved by the channels before it."
-        mean, channel = self.means[:, len(known)], len(known)
-        for value, which in zip(known, ((), (0,), (1, 2))[channel]):
+    def next_centre(self): # -> float64 [N, K]
+        "The means of the next channel, moved by the channels before it."
+        mean, channel = self.means[:, len(self.known)], len(self.known)
+        for value, which in zip(self.known, ((), (0,), (1, 2))[channel]):
             mean = mean + self.coefficients[:, which] * (value[:, None] / 127.5 - 1)
         return 127.5 * (mean + 1)
 
-    def below(self, edges): # int64 [B, n] in 0..256, rising -> float64 [B, n]
+    def below(self, edges): # int64 [N, n] in 0..256, rising -> float64 [N, n]
         "The probability that the channel lies below these values."
         self.edges, self.sigmoids = edges, _sigmoids(edges, self.centre, self.slope)
         return (self.weights[..., None] * self.sigmoids).sum(-2)
 
-    def learn(self, values): # int64 [B]; they and the values above them are among the last edges
-        "Take the channel's values, and weigh the components anew."
-        self.weights = _weighed(self.weights, self.sigmoids, self.edges, values)
-        super().learn(values)
-
-    def all_below(self, edges, values): # int64 [B, 3, n], int64 [B, 3] -> float64 [B, 3, n]
-        "What `below` says of all three channels, whose values are known: their sigmoids, at once."
-        centres = np.stack([self.centre_after([*values.T[:channel]]) for channel in range(3)], 1)
-        sigmoids, weights = _sigmoids(edges, centres, self.rate), [self.weights]
-        for channel in range(2):
-            told = sigmoids[:, channel], edges[:, channel], values[:, channel]
-            weights.append(_weighed(weights[-1], *told))
-        return (np.stack(weights, 1)[..., None] * sigmoids).sum(-2)
-
 # %% ../nbs/18_coding.ipynb #d208c0d3
 _EDGES = np.array([-np.inf, *np.arange(.5, 255), np.inf])
 
-def _sigmoids(edges, centre, slope): # int64 [..., n], float64 [..., K] twice -> float64 [..., K, n]
-    z = (_EDGES[edges][..., None, :] - centre[..., None]) * slope[..., None]
+def _sigmoids(edges, centre, slope): # int64 [N, n], float64 [N, K] twice -> float64 [N, K, n]
+    z = (_EDGES[edges][:, None] - centre[..., None]) * slope[..., None]
     return 1 / (1 + np.exp(-np.maximum(z, -700)))
 
-def _weighed(weights, sigmoids, edges, values): # float64 [B, K, n], int64 [B, n], int64 [B] -> float64 [B, K]
+def _weighed(weights, sigmoids, edges, values): # float64 [N, K, n], int64 [N, n], int64 [N] -> float64 [N, K]
     at, each = (edges <= values[:, None]).sum(1), np.arange(len(values))
     mass = sigmoids[each, :, at] - sigmoids[each, :, at - 1]
     weights = np.multiply(weights, np.maximum(mass, 1e-200), order="C") # a mass is never quite 0
     return weights / weights.sum(1, keepdims=True)
+
+def _line(*pixels): # likelihoods of one kind -> a `_Line`
+    return (_MixtureLine if isinstance(pixels[0], DiscretizedLogisticMixture) else _Line)(*pixels)
 
 # %% ../nbs/18_coding.ipynb #455a7ed5
 _WHOLE = 2**24 # the length of the line that is divided
@@ -126,11 +107,12 @@ def _ends(
 
 # %% ../nbs/18_coding.ipynb #f08f527b
 def _pixels(
-    line, # a `_Line` that has started
-    read, # a function of a channel, 16 or 1, and ends, int64 [B, 17] -> digits, int64 [B] numpy
-):        # int64 [B, 3] numpy
+    line, # a new `_Line`
+    read, # a function of a channel, 16 or 1, and ends, int64 [N, 17] -> digits, int64 [N] numpy
+):        # int64 [N, 3] numpy
     "Pixels, digit by digit."
     for channel in range(3):
+        line.turn()
         value = np.zeros(len(line.each), np.int64)
         for apart in (16, 1):
             ends = _ends(line.below(value[:, None] + apart * _ALL), _ALL, apart)
@@ -142,17 +124,21 @@ _ALL = np.arange(17)[None]
 
 # %% ../nbs/18_coding.ipynb #b83be25d
 def _intervals(
-    line,   # a `_Line` that has started
-    pixels, # int64 [B, 3] numpy
-):          # int64 [3, 2, B, 2] numpy: channels, high and low digit, images, where it begins and ends
+    line,   # a new `_Line`
+    pixels, # int64 [N, 3] numpy
+):          # int64 [3, 2, N, 2] numpy: channels, high and low digit, pixels, where it begins and ends
     "Between which ends the digits of pixels lie."
-    high, low, zero = pixels // 16, pixels % 16, np.zeros_like(pixels)
-    first, last = pixels - low, zero + 256
-    below = line.all_below(np.stack([zero, first, pixels, pixels + 1, first + 16, last], -1), pixels)
-    digits = ((high, 16, [0, 1, 4, 5]), (low, 1, [1, 2, 3, 4]))
-    ends = [_ends(below[..., four], np.stack([zero, digit, digit + 1, zero + 16], -1), apart)[..., 1:3]
-            for digit, apart, four in digits]
-    return np.stack(ends).transpose(2, 0, 1, 3)
+    ends = []
+    for value in pixels.T:
+        high, low, zero = value // 16, value % 16, np.zeros_like(value)
+        first, last = value - low, zero + 256
+        line.turn()
+        below = line.below(np.stack([zero, first, value, value + 1, first + 16, last], 1))
+        for digit, apart, four in ((high, 16, [0, 1, 4, 5]), (low, 1, [1, 2, 3, 4])):
+            at = np.stack([zero, digit, digit + 1, zero + 16], 1)
+            ends.append(_ends(below[:, four], at, apart)[:, 1:3])
+        line.learn(value)
+    return np.stack(ends).reshape(3, 2, -1, 2)
 
 # %% ../nbs/18_coding.ipynb #689e00b3
 _PARTS = constriction.stream.model.Categorical(perfect=False)
@@ -180,19 +166,16 @@ def _read(coder, ends): # a RangeDecoder; int64 [n, 17] numpy, as `_ends` gives 
 def _walk(
     model,      # an AutoregressiveModel of the images' shape
     batch_size, # images that are walked over together
-    pixel,      # a function of a position and a `_Line` that has started -> int64 [B, 3] numpy
+    pixel,      # a function of a position and the likelihood of its pixels -> int64 [B, 3] numpy
     tick,       # called after each position
     condition,  # of the batch, or None
 ):              # uint8 [B, 3, H, W]
     "Run the cached decoder over images, and ask for every pixel."
     (_, height, width), device = model.image_shape, next(model.parameters()).device
-    decoder, line, pixels = _decoder(model, batch_size, condition), None, []
+    decoder, pixels = _decoder(model, batch_size, condition), []
     for t in range(height * width):
         params = decoder.step(pixels[-1].to(device) if t else None)
-        given = model.likelihood(params.cpu().double())
-        line = line or (_MixtureLine if isinstance(given, DiscretizedLogisticMixture) else _Line)()
-        line.start(given)
-        pixels.append(torch.from_numpy(pixel(t, line)))
+        pixels.append(torch.from_numpy(pixel(t, model.likelihood(params.cpu().double()))))
         tick()
     return torch.stack(pixels, -1).to(torch.uint8).unflatten(-1, (height, width))
 
@@ -234,17 +217,35 @@ def _sized(model, height, width): # an AutoregressiveModel, pixels -> the same m
     other.image_shape = (3, height, width)
     return other
 
+# %% ../nbs/18_coding.ipynb #1b9d70fe
+def _all_intervals(
+    model,        # an AutoregressiveModel of the images' shape
+    pixels,       # int64 [H * W, B, 3] numpy
+    tick,         # called after each position
+    condition,    # of the batch, or None
+    together=512, # pixels whose intervals are found at once, or more if a position has more
+):                # int64 [H * W, 3, 2, B, 2] numpy, of each position as `_intervals` gives them
+    "The intervals of a batch of images."
+    (n, batch_size, _), waiting = pixels.shape, []
+    found = np.empty((n, 3, 2, batch_size, 2), np.int64)
+    def note(t, given):
+        waiting.append(given)
+        if len(waiting) * batch_size >= together or t == n - 1:
+            part = slice(t + 1 - len(waiting), t + 1)
+            intervals = _intervals(_line(*waiting), pixels[part].reshape(-1, 3))
+            found[part] = np.moveaxis(intervals.reshape(3, 2, -1, batch_size, 2), 2, 0)
+            waiting.clear()
+        return pixels[t]
+    _walk(model, batch_size, note, tick, condition)
+    return found
+
 # %% ../nbs/18_coding.ipynb #6ceb9032
 _VALUES_PER_BYTE = 128 # at most, in a stream
 
 def _written(model, images, tick, condition): # uint8 [B, 3, H, W] -> bytes
     "A batch: the length of its stream, which images are raw, those images, the stream, and a digest."
-    pixels = images.flatten(2).permute(2, 0, 1).long().numpy()
-    intervals = np.empty((len(pixels), 3, 2, len(images), 2), np.int64)
-    def note(t, line):
-        intervals[t] = _intervals(line, pixels[t])
-        return pixels[t]
-    _walk(model, len(images), note, tick, condition)
+    pixels = images.flatten(2).permute(2, 0, 1).contiguous().long().numpy()
+    intervals = _all_intervals(model, pixels, tick, condition)
     bits = (24 - np.log2(intervals[..., 1] - intervals[..., 0])).sum((0, 1, 2))
     raw = bits >= 8 * images[0].numel()
     words = _write(intervals[:, :, :, ~raw].reshape(-1, 2))
@@ -276,7 +277,7 @@ def _images_of(model, batch, shape, tick, condition): # a _Batch, (3, H, W) -> u
         digits = (pixels[:, channel, t] // apart % 16).astype(np.int64)
         digits[coded] = _read(coder, ends[coded])
         return digits
-    def pixel(t, line): return _pixels(line, partial(read, t))
+    def pixel(t, given): return _pixels(_line(given), partial(read, t))
     images = _walk(model, len(kept), pixel, tick, condition) if coded.any() else torch.from_numpy(kept)
     if _digest(images) != batch.digest: raise _Unlike("Other images came out.")
     return images
