@@ -74,6 +74,8 @@ def show_sources(cells, package):
         said = text(output.get("data", {}).get("text/markdown", ""))
         place = re.search(r"/(\w+\.py)#L(\d+)", said)
         if not place or not text(cell["source"]).rstrip().startswith("#|") or "show_doc" not in text(cell["source"]): continue
+        unlinked = lambda fence: re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", fence[0])
+        output["data"]["text/markdown"] = said = re.sub(r"```python.*?```", unlinked, said, flags=re.S)
         source, node = definition(package, place[1], int(place[2]))
         if source is None: continue
         if isinstance(node, ast.ClassDef): # without an __init__ of its own, nbdev knows no better than (*args, **kwargs)
