@@ -251,3 +251,78 @@ def test_search_finds_and_can_be_read(browser, width, scheme):
     hits = [hit.get_attribute("href") for hit in browser.find_elements("css selector", ".search-result")]
     assert any("/masks.html" in hit for hit in hits)
     assert browser.execute_script("const box = document.querySelector('.smalldocs-search-results').getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth")
+
+
+# What can be touched
+
+SET = """
+const [root, name, value] = arguments, input = root.querySelector(name)
+input.value = value
+input.dispatchEvent(new Event('input', {bubbles: true})); input.dispatchEvent(new Event('change', {bubbles: true}))
+"""
+
+
+def widget(browser, page, width, holds):
+    "The widget of a page that holds an element, in view."
+    visit(browser, page, width)
+    root = wait(browser, "return [...document.querySelectorAll('.touchable')].find(e => e.querySelector(arguments[0]))", holds)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", root)
+    return root
+
+
+def said(root): return root.find_element("css selector", "[aria-live]").text
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_the_query_of_a_mask_moves(browser, width):
+    "What is painted is what the predicates say, wherever the query goes."
+    from imgtx_nb.masks import local_1d, local_2d, non_local
+    from selenium.webdriver import ActionChains, Keys
+    root = widget(browser, "masks.html", width, "canvas")
+    canvas = root.find_element("css selector", "canvas")
+    def painted(): # bool [16, 16]
+        return browser.execute_script("""const c = arguments[0], paint = c.getContext('2d')
+            return [...Array(256).keys()].map(k => paint.getImageData(k % 16 * 24 + 12, (k >> 4) * 24 + 12, 1, 1).data[0] != 0xe8)""", canvas)
+    def agree(scheme, row, column):
+        sees = scheme.mask(16, 16)[16 * row + column]
+        assert painted() == sees.tolist() and f"row {row}, column {column} sees {sees.sum()} of 256" in said(root)
+    for kind, size, scheme in (("2D local", 3, local_2d(4)), ("1D local", 1, local_1d(16)), ("non-local", 0, non_local())):
+        browser.execute_script(SET, root, "select", kind)
+        browser.execute_script(SET, root, "input", size)
+        agree(scheme, *map(int, re.search(r"row (\d+), column (\d+)", said(root)).groups()))
+    browser.execute_script(SET, root, "select", "2D local")
+    browser.execute_script(SET, root, "input", 1)
+    box = canvas.size["width"] / 16
+    ActionChains(browser).move_to_element_with_offset(canvas, 4.5 * box, -2.5 * box).click().perform()
+    agree(local_2d(2), 5, 12)
+    canvas.send_keys(Keys.ARROW_LEFT, Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    agree(local_2d(2), 7, 11)
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_mixture_is_pulled(browser, width):
+    "What a value costs is what the likelihood says, wherever the sliders are."
+    import torch
+    from imgtx_nb.logistic_mixture import log_bin_mass
+    from selenium.webdriver import ActionChains
+    root = widget(browser, "logistic_mixture.html", width, "[aria-label='mean 1']")
+    inputs = {i.get_attribute("aria-label"): i for i in root.find_elements("css selector", "input")}
+    def agree():
+        now = {name: float(i.get_property("value")) for name, i in inputs.items()}
+        weights, means, scales = (torch.tensor([now[f"{name} {k}"] for k in (1, 2, 3)], dtype=torch.float64) for name in ("weight", "mean", "scale"))
+        logs = log_bin_mass(torch.arange(256)[:, None], means / 127.5 - 1, (scales / 127.5).log())
+        pmf = (weights / weights.sum() * logs.exp()).sum(1)
+        bits, expected = -pmf[int(now["value"])].log2().item(), -torch.special.xlogy(pmf, pmf).sum().item() / torch.tensor(2.).log().item()
+        assert f"P({int(now['value'])})" in said(root)
+        numbers = [float(n) for n in re.findall(r"costs ([\d.]+) bits", said(root))]
+        assert numbers == pytest.approx([bits, expected], abs=1e-3)
+    agree()
+    for name, value in (("value", 255), ("mean 1", 250), ("scale 1", 2), ("weight 2", .9), ("value", 0), ("scale 3", 80), ("value", 77)):
+        browser.execute_script(SET, root, f"[aria-label='{name}']", value)
+        agree()
+    canvas, before = root.find_element("css selector", "canvas"), inputs["mean 2"].get_property("value")
+    middle = {name: float(i.get_property("value")) for name, i in inputs.items() if "mean" in name}
+    place = (middle["mean 2"] / 256 - .5) * canvas.size["width"]
+    ActionChains(browser).move_to_element_with_offset(canvas, place, 0).click_and_hold().move_by_offset(-30, 0).release().perform()
+    assert float(inputs["mean 2"].get_property("value")) < float(before) - 5
+    agree()
