@@ -326,3 +326,52 @@ def test_a_mixture_is_pulled(browser, width):
     ActionChains(browser).move_to_element_with_offset(canvas, place, 0).click_and_hold().move_by_offset(-30, 0).release().perform()
     assert float(inputs["mean 2"].get_property("value")) < float(before) - 5
     agree()
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_a_picture_grows(browser, width):
+    "It is drawn up to the pixel that the slider says, and the costs add up."
+    root = widget(browser, "sampling.html", width, "[aria-label='pixels drawn']")
+    canvas, end = root.find_element("css selector", "canvas"), 512
+    def painted(): # how many pixels are drawn
+        return browser.execute_script("""const data = arguments[0].getContext('2d').getImageData(0, 0, 256, 256).data
+            return [...Array(1024).keys()].filter(t => data[4 * (256 * ((t >> 5) * 8 + 4) + t % 32 * 8 + 4) + 3]).length""", canvas)
+    costs = []
+    for drawn in (0, 1, 2, 3, 77):
+        browser.execute_script(SET, root, "input", drawn)
+        assert painted() == end + drawn and f"Row {(end + drawn) // 32}, column {drawn % 32}:" in said(root)
+        costs.append(float(re.search(r"which costs ([\d.]+) bits", said(root))[1]))
+        if drawn: assert f"The {drawn} pixels so far cost" in said(root)
+        if drawn == 3: assert float(re.search(r"so far cost ([\d.]+) bits/dim", said(root))[1]) == pytest.approx(sum(costs[:3]) / 9, abs=.006)
+    browser.execute_script(SET, root, "input", end - 3)
+    root.find_element("css selector", "button").click()
+    wait(browser, "return arguments[0].innerText.includes('The picture is done.')", root)
+    assert painted() == 2 * end
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_runs_are_taken_out_and_tell_their_settings(browser, width):
+    import pandas as pd
+    from selenium.webdriver import ActionChains
+    table = pd.read_csv(ROOT/"results"/"cifar10"/"table1.csv")
+    root = widget(browser, "results.html", width, "[data-run]")
+    rows = root.find_elements("css selector", "[data-run]")
+    lines = lambda: [line.get_attribute("data-line") for line in root.find_elements("css selector", "[data-line]")]
+    assert [f"{bits:.3f}" for bits in table.bits_per_dim] == [row.find_elements("css selector", "td")[2].text for row in rows]
+    assert len(lines()) == len(rows)
+    rows[1].find_element("css selector", "input").click()
+    assert len(lines()) == len(rows) - 1 and "1" not in lines()
+    rows[1].find_element("css selector", "input").click()
+    assert len(lines()) == len(rows)
+    ActionChains(browser).move_to_element(rows[4]).perform()
+    assert f"run_name = {table.run[4]}" in said(root)
+    opacity = "return [...arguments[0].querySelectorAll('[data-line]')].map(line => line.style.opacity)"
+    assert browser.execute_script(opacity, root) == ["1" if n == 4 else "0.25" for n in range(len(rows))]
+
+
+def test_completions_grow_on_the_front_page(built, browser):
+    from PIL import Image
+    visit(browser, "index.html")
+    [path] = [image for image in (built/"_docs"/"results").rglob("*.webp")]
+    with Image.open(path) as film: assert film.n_frames > 60 and path.stat().st_size < 1e6
+    assert browser.execute_script("return [...document.querySelectorAll('main img')].filter(i => i.src.endsWith('.webp')).length") == 1
