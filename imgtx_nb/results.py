@@ -675,7 +675,7 @@ const rows = [...root.querySelectorAll("[data-run]")], ticked = n => rows[n].que
 _RESULTS += """
 function draw() {
   const shown = runs.map((run, n) => ({...run, n})).filter(run => ticked(run.n))
-  const end = Math.max(1, ...shown.flatMap(run => run.train.map(p => p[0])))
+  const end = Math.max(1, ...shown.flatMap(run => [...run.train, ...run.valid].map(p => p[0])))
   const bottom = Math.min(...shown.flatMap(run => [...run.train, ...run.valid].map(p => p[1]))) - .05
   const top = Math.max(bottom + .2, ...shown.flatMap(run => run.valid.map(p => p[1]))) + .2
   const x = images => left + images / end * (wide - left - 12)

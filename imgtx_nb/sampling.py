@@ -228,7 +228,9 @@ function expect(drawn, values) { // a row for each channel: its distribution, an
     curve.fillStyle = colours[channel]; curve.globalAlpha = .55
     const tall = i => share[i] / top * (part - 12)
     share.forEach((_, i) => curve.fillRect(i * wide, floor - tall(i), wide - 1, tall(i)))
-    curve.globalAlpha = 1; curve.fillStyle = "#222"
+    curve.globalAlpha = 1; curve.fillStyle = "#222"; curve.font = "11px sans-serif"
+    curve.fillText(["red", "green", "blue"][channel], 3, floor - part + 18)
+    if (channel == 2) { curve.fillText("0", 3, floor - 3); curve.fillText("255", plot.width - 22, floor - 3) }
     curve.fillRect(values[channel] / 256 * plot.width - 1, floor - part + 8, 2, part - 8)
   }
 }

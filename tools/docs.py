@@ -181,7 +181,7 @@ def finish(site, cfg, origins):
     pages = {path.relative_to(site).as_posix(): with_formulas(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     anchors = {name: {*re.findall(r'\bid="([^"]+)"', page)} for name, page in pages.items()}
     host = f"{cfg.doc_host}{cfg.doc_baseurl}"
-    (site/"notebooks").mkdir()
+    (site/"notebooks").mkdir(exist_ok=True)
     for name, page in pages.items():
         page = relink(page, name, anchors, host)
         page = re.sub(r"data:image/png;base64,([\w+/=]+)", smaller, page)
@@ -213,6 +213,8 @@ def main():
         subprocess.run([Path(sys.executable).parent/"smalldocs", "render", cache], check=True)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(cache/site.name, site)
+    if (cache/"results").exists(): # pictures are in the site by now, other files may not be
+        shutil.copytree(cache/"results", site/"results", ignore=shutil.ignore_patterns("*.md"), dirs_exist_ok=True)
     finish(site, cfg, origins)
     print(f"The site is in {site}. To read it:\n\n    {sys.executable} -m http.server {PORT} --bind 127.0.0.1 --directory {site}\n\n"
           f"and open http://127.0.0.1:{PORT}")
