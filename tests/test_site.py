@@ -118,7 +118,7 @@ def test_links_to_the_outside_are_made_from_the_settings(built):
 
 
 def test_pages_of_experiments_show_their_outputs(built):
-    for path in built.glob("results/*/*.ipynb"):
+    for path in built.glob("results/[a-z]*/*.ipynb"):
         outputs = sum(len(cell.get("outputs", [])) for cell in json.loads(path.read_text())["cells"])
         page = (built/"_docs"/f"{path.stem}.html").read_text()
         assert page.count('class="cell-output ') >= outputs > 0, path

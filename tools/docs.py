@@ -33,14 +33,15 @@ def code(source, outputs=()):
 def text(lines): return lines if isinstance(lines, str) else "".join(lines)
 
 def executed(name, root): # -> the path of an experiment as it ran, or None
-    return next(iter(sorted((root/"results").glob(f"*/{name}.ipynb"))), None)
+    "In a folder that is committed: names with a dash are those of one's own results."
+    return next((path for path in sorted((root/"results").glob(f"*/{name}.ipynb")) if "-" not in path.parent.name), None)
 
 def with_outputs(notebook, path, url):
     "An experiment as it ran, under the front matter of its source."
     ran = json.loads(path.read_text(encoding="utf-8"))["cells"]
     folder = path.parent.relative_to(path.parents[2]).as_posix()
     for cell in ran: cell["source"] = text(cell["source"])
-    said = f"This notebook is shown as it ran; tables and pictures are in [{folder}]({url}/tree/main/{folder}). Without outputs it is in `nbs/`."
+    said = f"This notebook is shown as it ran, from [{folder}]({url}/tree/main/{folder}). Without outputs it is in `nbs/`."
     notebook["cells"] = [notebook["cells"][0], markdown(said), *(cell for cell in ran[1:] if cell["cell_type"] != "raw")]
 
 def plain(words):
