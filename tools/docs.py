@@ -10,11 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
 import yaml
+from fontTools.subset import Subsetter
+from fontTools.ttLib import TTFont
 from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
@@ -155,6 +158,13 @@ def smaller(match):
     packed = base64.b64encode(file.getvalue()).decode()
     return f"data:image/webp;base64,{packed}" if len(packed) < len(match[1]) else match[0]
 
+def smaller_file(site, match):
+    "The same for a picture that lies beside the pages."
+    path = site/match[1]
+    if not path.is_file(): return match[0]
+    Image.open(path).save(path.with_suffix(".webp"), "webp", lossless=True, quality=60, method=3)
+    return f'src="{match[1][:-4]}.webp"'
+
 def links_of(origin, cfg):
     "A line of links to a page's notebook; Binder and Colab only if the project is on GitHub."
     path, branch = quote(origin.as_posix()), cfg.branch
@@ -186,6 +196,7 @@ def finish(site, cfg, origins):
     for name, page in pages.items():
         page = relink(page, name, anchors, host)
         page = re.sub(r"data:image/png;base64,([\w+/=]+)", smaller, page)
+        page = re.sub(r'src="(results/[^"]+\.png)"', partial(smaller_file, site), page)
         if name in origins:
             shutil.copy(cfg.config_path/origins[name], site/"notebooks")
             page = re.sub(r'(<header id="title-block-header".*?</header>)', lambda m: m[1] + links_of(origins[name], cfg), page, count=1, flags=re.S)
@@ -193,14 +204,23 @@ def finish(site, cfg, origins):
     lighten(site, "".join(pages.values()))
 
 def lighten(site, pages):
-    "Style sheets ask no other host for fonts, and name no icon that no page has."
+    "Style sheets ask no other host for fonts; of the icons only those are left that pages show."
     scripts = "".join(path.read_text(encoding="utf-8") for path in site.glob("site_libs/*.js"))
-    used = {*re.findall(r"\bbi-([\w-]+)", pages + scripts)}
+    used, styles = {*re.findall(r"\bbi-([\w-]+)", pages + scripts)}, []
     for path in site.rglob("*.css"):
         style = re.sub(r"@import url\((['\"]?)https?:.*?\1\);?", "", path.read_text(encoding="utf-8"))
         if path.name == "bootstrap-icons.min.css":
             style = re.sub(r'\.bi-([\w-]+)::before\{[^}]*\}', lambda m: m[0] if m[1] in used else "", style)
+            style = re.sub(r'url\("[^"]*\.woff2[^"]*"\) format\("woff2"\),', "", style)
         path.write_text(style, encoding="utf-8")
+        styles.append(style)
+    for path in site.glob("site_libs/bootstrap-icons/fonts/*.woff"):
+        font = Subsetter()
+        font.populate(unicodes=[int(code, 16) for code in re.findall(r"\\(f[0-9a-f]{3})\b", "".join(styles))])
+        with TTFont(path) as icons:
+            font.subset(icons)
+            icons.save(path)
+        path.with_suffix(".woff2").unlink(missing_ok=True)
 
 def main():
     cfg = get_config()
