@@ -39,14 +39,14 @@ test: env  ## Run all tests: every notebook's, and the project's own
 	@echo "Running the project's own tests in tests/ ..."
 	$(TEST_THREADS) $(BIN)/python -m pytest -v --numprocesses 2 --dist worksteal tests/test_runs.py tests/test_machines.py tests
 
-docs: env  ## Render the documentation site to _docs/ (with Quarto if there is one, else in pure Python)
+docs: env  ## Render the site to _docs/, and say how to read it (with Quarto if there is one, else in pure Python)
 	$(BIN)/python tools/docs.py
 
 readme: env  ## Write README.md from nbs/index.ipynb
 	$(BIN)/python tools/readme.py
 
-lab: env  ## Open JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs/00_start_here.ipynb
+lab: env  ## Open JupyterLab on the front page
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 clean:  ## Remove what was built: the site and its cache (never results/ or data/)
 	rm -rf _docs _proc build *.egg-info

@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['CREDITS', 'CIFAR10_CLASSES', 'project_root', 'from_root', 'find_path', 'cifar10', 'photographs', 'photo_patches',
-           'load_images', 'load_splits', 'digest', 'class_names', 'image_grid', 'centre_crop', 'read_picture',
-           'as_images', 'find_picture', 'png_path', 'write_picture', 'enlarged', 'with_crop', 'crop_in_words']
+           'load_images', 'load_splits', 'digest', 'class_names', 'image_grid', 'touchable', 'centre_crop',
+           'read_picture', 'as_images', 'find_picture', 'png_path', 'write_picture', 'enlarged', 'with_crop',
+           'crop_in_words']
 
 # %% ../nbs/01_data.ipynb #52480fa5
+import base64
 import configparser
+import json
 import os
 import warnings
 import zipfile
@@ -16,6 +19,7 @@ from collections import Counter
 from contextlib import suppress
 from functools import partial
 from hashlib import blake2b, sha256
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -550,6 +554,25 @@ def image_grid(
 ):               # uint8 [H', W', 3], ready for imshow
     "Images laid out in rows on white."
     return make_grid(images, nrow=n_columns, padding=padding, pad_value=255).permute(1, 2, 0).numpy()
+
+# %% ../nbs/01_data.ipynb #a4ce8f5f
+def touchable(
+    figure, # a matplotlib figure: what is seen where no script runs
+    alt,    # the figure in words
+    data,   # what the script works on, as JSON
+    script, # JavaScript: fills the element `root` from `data`
+):          # HTML, for a cell's output
+    "A picture that can be moved by hand where scripts run."
+    from IPython.display import HTML
+    from matplotlib.pyplot import close
+    figure.savefig(file := BytesIO(), format="png", dpi=80)
+    close(figure)
+    png = base64.b64encode(file.getvalue()).decode()
+    image = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
+    start = "const root = document.currentScript.previousElementSibling"
+    safe = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    return HTML(f'<div class="touchable">{image}</div>'
+                f"<script>{{{start}, data = {safe}\n{script}}}</script>")
 
 # %% ../nbs/01_data.ipynb #5d84f80d
 def centre_crop(

@@ -6,7 +6,8 @@
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_test', 'table_row', 'table1', 'write_table',
            'where_from', 'markdown_table', 'number', 'table1_markdown', 'with_costs', 'context_use', 'context_table',
            'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'path_table',
-           'path_markdown', 'draw_paths', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure']
+           'path_markdown', 'draw_paths', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure',
+           'results_explorer']
 
 # %% ../nbs/19_results.ipynb #051c857d
 import io
@@ -24,15 +25,15 @@ import torch
 from PIL import Image
 
 from .autoregressive import evaluating, pixel_nats
-from .config import RunConfig, architecture, build_scheme, differing, distinction, in_words
-from .config import model_title, row_label, scheme_settings
-from .data import digest, find_path, image_grid, load_images
+from .config import RunConfig, architecture, build_scheme, config_rows, differing, distinction
+from .config import in_words, model_title, row_label, scheme_settings
+from .data import digest, find_path, image_grid, load_images, touchable
 from .masks import draw_schemes
 from .parameters import checked, stated
 from .progress import in_lab, say
 from .runs import (find_run, has_weights, load_run, noted_images, read_config, read_json,
                            read_metrics, refuse_other_data, write_json, write_whole)
-from .sampling import complete, sample
+from .sampling import animate_growth, complete, sample
 from .training import evaluate
 
 # %% ../nbs/19_results.ipynb #510ecd35
@@ -629,3 +630,89 @@ def save_figure(fig, path): # a matplotlib figure, and where it goes
     "Write a figure and close it."
     fig.savefig(path, dpi=110)
     plt.close(fig)
+
+# %% ../nbs/19_results.ipynb #a4f8e945
+def results_explorer(
+    folders, # the folders of the runs
+):           # HTML, for a cell's output
+    "Rows and learning curves of runs, to take out and to put back; a run that is touched tells its settings."
+    table, runs = table1(folders), []
+    shared = _shared(table.settings)
+    for row, folder in zip(table.to_dict("records"), folders):
+        metrics = read_metrics(find_path(folder))
+        images, lines = metrics.step * row["batch_size"], {}
+        training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
+        every = max(1, len(metrics) // 80)
+        for name, bits in (("train", training[::every]), ("valid", metrics.valid_bits_per_dim.dropna())):
+            lines[name] = [(int(images[i]), round(bit, 3)) for i, bit in bits.items()]
+        settings = [f"{r['parameter']} = {r['value']}" for r in config_rows(read_config(find_path(folder)))
+                    if r["value"] is not None]
+        runs.append(dict(label=_without(row, shared), parameters=row["n_parameters"],
+                         bits=round(row["bits_per_dim"], 3), settings=", ".join(settings), **lines))
+    return touchable(draw_curves(folders), "Learning curves of the runs", dict(runs=runs), _RESULTS)
+
+# %% ../nbs/19_results.ipynb #481cb95b
+_RESULTS = """
+const {runs} = data, wide = 640, high = 300, left = 44, low = 24
+const colours = ["#4c72b0", "#dd8452", "#2e8b57", "#c44e52", "#8172b3", "#937860", "#d16ba5", "#6b6b6b",
+  "#a08a1c", "#2a9db5"]
+const hue = n => colours[n % colours.length]
+root.innerHTML = `<svg viewBox="0 0 ${wide} ${high}" role="img" aria-label="Learning curves"
+    style="width: 100%; max-width: ${1.25 * wide}px; background: #fff"></svg>
+  <table><thead><tr><th style="text-align: left">run</th><th>parameters</th><th>bits/dim</th></tr></thead>
+  <tbody>` +
+  runs.map((run, n) => `<tr data-run="${n}"><td style="text-align: left; white-space: normal"><label>
+    <input type="checkbox" checked> <b style="color: ${hue(n)}">&#9632;</b>
+    ${run.label.replace(/</g, "&lt;")}</label></td>
+    <td style="text-align: right">${run.parameters.toLocaleString("en")}</td>
+    <td style="text-align: right">${run.bits.toFixed(3)}</td></tr>`).join("") + `</tbody></table>
+  <p aria-live="polite" style="min-height: 6em; font-size: .85em"></p>`
+const [svg, said] = ["svg", "p"].map(name => root.querySelector(name))
+const rows = [...root.querySelectorAll("[data-run]")], ticked = n => rows[n].querySelector("input").checked
+"""
+
+# %% ../nbs/19_results.ipynb #ae86d16b
+_RESULTS += """
+function draw() {
+  const shown = runs.map((run, n) => ({...run, n})).filter(run => ticked(run.n))
+  const end = Math.max(1, ...shown.flatMap(run => [...run.train, ...run.valid].map(p => p[0])))
+  const bottom = Math.min(...shown.flatMap(run => [...run.train, ...run.valid].map(p => p[1]))) - .05
+  const top = Math.max(bottom + .2, ...shown.flatMap(run => run.valid.map(p => p[1]))) + .2
+  const x = images => left + images / end * (wide - left - 12)
+  const y = bits => (high - low) * (1 - (Math.min(bits, top) - bottom) / (top - bottom))
+  const line = points => points.map(([images, bits]) => [x(images).toFixed(1), y(bits).toFixed(1)]).join(" ")
+  const text = (x, y, words, anchor) => `<text x="${x}" y="${y}" font-size="11" fill="#444"
+    text-anchor="${anchor}">${words}</text>`
+  const step = (top - bottom) / 4, at = [1, 2, 3].map(i => bottom + i * step)
+  svg.innerHTML = !shown.length ? "" : at.map(bits => `<path d="M${left},${y(bits)}H${wide}"
+      stroke="#e4e4e4"/>` + text(left - 4, y(bits) + 4, bits.toFixed(2), "end")).join("") +
+    [.25, .5, .75, 1].map(part => text(x(part * end), high - 8, Math.round(part * end).toLocaleString("en"),
+      part < 1 ? "middle" : "end")).join("") + text(left, high - 8, "images seen", "start") +
+    shown.map(run => `<g data-line="${run.n}" stroke="${hue(run.n)}" fill="none">
+      <polyline points="${line(run.train)}" stroke-width="1" opacity=".6"/>
+      <polyline points="${line(run.valid)}" stroke-width="2"/>
+      <polyline points="${line(run.valid)}" stroke-width="16" opacity="0" pointer-events="stroke"/>
+      </g>`).join("")
+}
+"""
+
+# %% ../nbs/19_results.ipynb #dc741f51
+_RESULTS += """
+function tell(n) {
+  said.textContent = `${runs[n].label}: ${runs[n].settings}`
+  const lines = svg.querySelectorAll("[data-line]")
+  lines.forEach(line => line.style.opacity = line.dataset.line == n ? 1 : .25)
+  rows.forEach((row, m) => row.style.background = m == n ? "rgba(127, 178, 229, .25)" : "")
+}
+function rest() {
+  for (const group of svg.querySelectorAll("[data-line]")) group.style.opacity = 1
+  rows.forEach(row => row.style.background = "")
+}
+const touched = event => event.target.closest("[data-run], [data-line]")?.dataset
+root.onpointerover = event => { const which = touched(event); which ? tell(which.run ?? which.line) : rest() }
+root.onfocusin = event => { const which = touched(event); if (which) tell(which.run) }
+root.onpointerleave = rest
+root.onchange = event => { draw(); tell(touched(event).run) }
+draw()
+said.textContent = "Touch a row or a line."
+"""

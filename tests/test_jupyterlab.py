@@ -77,3 +77,14 @@ def test_a_slider_changes_the_picture(lab):
         if handle.get_attribute("aria-valuenow") == value: handle.send_keys(key)
     lab.wait(lambda: len(now := lab.pictures()) == len(before) and now != before, 80)
     assert boxes(lab) == []
+
+
+def test_a_picture_stays_a_picture_until_its_cell_has_run(lab):
+    lab.open("nbs/05_masks.ipynb")
+    lab.wait(lambda: len(lab.find(".touchable img")) == 1) # a notebook that is only opened runs no scripts
+    assert not lab.find(".touchable canvas")
+    lab.run(80)
+    [canvas], said = lab.wait(lambda: lab.find(".touchable canvas")), lambda: lab.find(".touchable [aria-live]")[0].text
+    before = said()
+    canvas.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_UP)
+    assert before != said() and "row 8, column 7" in said() and boxes(lab) == []
