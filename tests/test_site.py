@@ -58,7 +58,7 @@ class Page(HTMLParser):
     "The links and the places of a page."
     def __init__(self, path):
         super().__init__()
-        self.links, self.ids, self.classes = [], set(), {}
+        self.links, self.ids = [], set()
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
