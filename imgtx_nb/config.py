@@ -15,12 +15,16 @@ from dataclasses import asdict, dataclass, field, make_dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import imgtx_nb.neighbourhood
+import imgtx_nb.pixelcnnpp
 import imgtx_nb.transformer
-import imgtx_nb.pixelcnnpp # isort: skip; the order of the models is that of the tables
-import imgtx_nb.neighbourhood # isort: skip
 from .autoregressive import MODELS, AutoregressiveModel
 from .masks import SCHEMES
 from .parameters import checked, refuse_unknown, setting, stated
+
+# %% ../nbs/14_config.ipynb #d2ba3b5f
+_ordered = {word: MODELS[word] for word in ("transformer", "pixelcnnpp", "neighbourhood")} | MODELS
+MODELS.clear(); MODELS.update(_ordered)
 
 # %% ../nbs/14_config.ipynb #0a294cbf
 SCALES = ("paper", "gpu", "laptop", "tiny")
