@@ -93,10 +93,10 @@ class TiledAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, scheme, height, width): # [B, heads, height * width, d] three times -> the same
         "Fused attention of every tile over its rectangle of keys."
-        ctx.tiles, ctx.size = tiles(scheme, height, width, q.dtype), (height, width)
+        ctx.scheme, ctx.size = scheme, (height, width)
         out, log_sums = _like(q), []
         q_, k_, v_, out_ = (x.unflatten(2, ctx.size) for x in (q, k, v, out))
-        for tile in ctx.tiles:
+        for tile in tiles(scheme, height, width, q.dtype):
             part, log_sum = _attend_tile(tile, q_, k_, v_)
             out_[tile.queries] = part.view(out_[tile.queries].shape)
             log_sums.append(log_sum)
@@ -105,15 +105,17 @@ class TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad): # [B, heads, height * width, d] -> gradients of q, k, v
-        "The gradients of every tile, added up where rectangles overlap."
+        "The gradients of every tile, added up where rectangles overlap; never in half precision."
         q, k, v, out, *log_sums = ctx.saved_tensors
+        dtype, single = grad.dtype, torch.promote_types(grad.dtype, torch.float32)
+        q, k, v, out, grad = (x.to(single) for x in (q, k, v, out, grad))
         grads = _like(q), _like(k).zero_(), _like(v).zero_()
         q, k, v, out, grad, dq, dk, dv = (x.unflatten(2, ctx.size) for x in (q, k, v, out, grad, *grads))
-        for tile, log_sum in zip(ctx.tiles, log_sums):
+        for tile, log_sum in zip(tiles(ctx.scheme, *ctx.size, single), log_sums):
             part = _tile_gradients(tile, log_sum, grad, q, k, v, out)
             dq[tile.queries] = part[0].view(dq[tile.queries].shape)
             for total, d in zip((dk, dv), part[1:]): total[tile.keys] += d.view(total[tile.keys].shape)
-        return *grads, None, None, None
+        return *(x.to(dtype) for x in grads), None, None, None
 
 # %% ../nbs/06_attention.ipynb #d710a130
 @lru_cache

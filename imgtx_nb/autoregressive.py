@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MODELS', 'scaled', 'Described', 'AutoregressiveModel', 'RecomputingDecoder', 'evaluating', 'pixel_nats',
-           'nats', 'receptive_field']
+           'nats', 'Dropout', 'receptive_field']
 
 # %% ../nbs/04_autoregressive.ipynb #717c3a5b
 import inspect
@@ -211,6 +211,17 @@ def nats(
 ):              # [B]
     "Negative log-likelihood of each image, in nats (Eq. 1)."
     return pixel_nats(params, images, likelihood).sum((1, 2))
+
+# %% ../nbs/04_autoregressive.ipynb #89eebd6d
+class Dropout(nn.Dropout):
+    "Dropout that draws 16 bits for a number on a CPU; elsewhere that of PyTorch."
+    def forward(self, x): # any shape -> the same
+        "Drop in training, and scale what is kept."
+        if not (self.training and self.p and x.device.type == "cpu"): return super().forward(x)
+        dropped = min(round(self.p * 2**16), 2**16 - 1) # of 2^16 equally likely values
+        draws = torch.randint(-2**63, 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)[:x.numel()]
+        kept = torch.where(draws >= dropped - 2**15, 2**16 / (2**16 - dropped), 0.)
+        return x * kept.view(x.shape).to(x.dtype)
 
 # %% ../nbs/04_autoregressive.ipynb #3763f817
 def receptive_field(

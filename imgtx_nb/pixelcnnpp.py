@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from .autoregressive import MODELS, AutoregressiveModel
+from .autoregressive import MODELS, AutoregressiveModel, Dropout
 from .parameters import setting
 
 # %% ../nbs/08_pixelcnnpp.ipynb #64f462f5
@@ -113,7 +113,7 @@ class GatedResnet(nn.Module):
         self.first = CausalConv2d(2 * n_filters, n_filters, kernel, right)
         self.second = CausalConv2d(2 * n_filters, 2 * n_filters, kernel, right, init_scale=.1)
         self.shortcut = CausalConv2d(2 * n_shortcuts * n_filters, n_filters, (1, 1)) if n_shortcuts else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.condition = nn.Conv2d(n_filters, 2 * n_filters, 1, bias=False) if conditioned else None
 
     def forward(self,

@@ -27,7 +27,7 @@ from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, class_names, digest, load_images, load_splits
 from .parameters import checked
-from .processor import flush_denormals, keep_heap, quick_threads
+from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
 from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights,
                            kept_score, load_run, noted_images, read_checkpoints, read_config, refuse_other,
@@ -276,7 +276,7 @@ class Trainer(_Learner):
         torch.manual_seed(config.seed)
         self.config, self.accelerator, device = config, accelerator, accelerator.device
         self.batches = _Batches(config, images, accelerator, labels)
-        self.autocast = _autocast(config, device)
+        self.precision = _precision(config, device)
         model = _initialized(config, images.shape[1:], labels, self.batches)
         super().__init__(config, model)
         compiled = _compiled(config, model, device)
@@ -303,7 +303,8 @@ def _initialized(config, image_shape, labels, batches): # of all training images
 
 def _loss(trainer, images, labels): # a Trainer, a batch -> bits per dimension, a scalar tensor
     condition = _given(trainer.raw.observed(images, labels))
-    with trainer.autocast: params = trainer.model(images, *condition)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16"):
+        params = trainer.model(images, *condition)
     return bits_per_dim(trainer.nats(params, images, trainer.raw.likelihood).sum(), images.numel())
 
 def _warm_up(trainer): # compiles forward and backward, before any clock runs
@@ -311,9 +312,10 @@ def _warm_up(trainer): # compiles forward and backward, before any clock runs
     for optimizer in trainer.optimizers: optimizer.zero_grad()
 
 # %% ../nbs/16_training.ipynb #0b3b7921
-def _autocast(config, device):
-    half = config.precision == "bfloat16" or config.precision == "auto" and device.type == "cuda"
-    return torch.autocast(device.type, torch.bfloat16, enabled=half)
+def _precision(config, device):
+    if config.precision != "auto": return config.precision
+    half = bfloat16_is_faster() if device.type == "cpu" else device.type == "cuda"
+    return "bfloat16" if half else "float32"
 
 def _set_learning_rate(optimizers, value):
     for optimizer in optimizers:
@@ -653,7 +655,8 @@ def _summarize(trainer, history, images, about, test_bits):
     return {"test_bits_per_dim": test_bits, "valid_bits_per_dim": history.best, "n_parameters": n_parameters,
             "size_mb": round(n_parameters * 4 / 1e6, 2),
             "images_per_second": history.step * config.batch_size / history.seconds, "steps": history.step,
-            "hardware": hardware(device), "versions": versions(), "commit": commit(), "scale": config.scale,
+            "hardware": hardware(device), "precision": trainer.precision, "versions": versions(),
+            "commit": commit(), "scale": config.scale,
             "image_shape": list(model.image_shape),
             "dataset": {"name": config.dataset, **counts, **about}}
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import SelfAttention, by_position
-from .autoregressive import MODELS, AutoregressiveModel, evaluating
+from .autoregressive import MODELS, AutoregressiveModel, Dropout, evaluating
 from .masks import SCHEMES
 from .parameters import setting
 
@@ -77,7 +77,7 @@ class _TransformerLayer(nn.Module):
         activation="relu", # of the hidden layer, "relu" or "gelu"
     ):
         super().__init__()
-        self.pre, self.dropout = norm == "pre", nn.Dropout(dropout)
+        self.pre, self.dropout = norm == "pre", Dropout(dropout)
         self.attention, self.attention_norm = attention, _LayerNorm(d_model)
         widen, narrow = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
         self.network = nn.Sequential(widen, ACTIVATIONS[activation](), narrow)
@@ -145,7 +145,7 @@ class _TransformerInput(TransformerParameters):
         super().__init__(image_shape, **settings)
         s = self.settings
         self.embedding_scale = s.embedding_scale or math.sqrt(s.d_model)
-        self.embedding, self.dropout = nn.Linear(3, s.d_model), nn.Dropout(s.dropout)
+        self.embedding, self.dropout = nn.Linear(3, s.d_model), Dropout(s.dropout)
         learned = s.positions == "learned"
         self.learned_positions = _LearnedPositions(*image_shape[1:], s.d_model) if learned else None
 
