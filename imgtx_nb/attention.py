@@ -109,7 +109,7 @@ class TiledAttention(torch.autograd.Function):
         q, k, v, out, *log_sums = ctx.saved_tensors
         dtype, single = grad.dtype, torch.promote_types(grad.dtype, torch.float32)
         q, k, v, out, grad = (x.to(single) for x in (q, k, v, out, grad))
-        grads = _like(q), _like(k).zero_(), _like(v).zero_()
+        grads = _like(q).to(dtype), _like(k).zero_(), _like(v).zero_()
         q, k, v, out, grad, dq, dk, dv = (x.unflatten(2, ctx.size) for x in (q, k, v, out, grad, *grads))
         for tile, log_sum in zip(tiles(ctx.scheme, *ctx.size, single), log_sums):
             part = _tile_gradients(tile, log_sum, grad, q, k, v, out)

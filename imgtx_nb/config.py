@@ -63,7 +63,7 @@ class Learning:
 @dataclass
 class Running:
     "How and where a run is executed."
-    precision: str = setting("auto", "auto is bfloat16 on CUDA, and on a CPU that has units for it",
+    precision: str = setting("auto", "auto is bfloat16 where that is faster",
                              choices=("auto", "float32", "bfloat16"))
     compile: bool = setting(None, "torch.compile; left out: on CUDA")
     seed: int = setting(0, "of weights, batches, flips, dropout and pictures", least=0, most=2**31)
