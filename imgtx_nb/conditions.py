@@ -85,7 +85,7 @@ class LowRes(nn.Module):
     ):
         super().__init__()
         self.factor = settings.factor
-        self.around, self.mix = nn.Conv2d(3, width * self.factor**2, 3, padding=1), nn.Conv2d(width, width, 1)
+        self.around, self.mix = nn.Conv2d(3, width * self.factor**2, 3, padding=1), nn.Linear(width, width)
         for p in self.mix.parameters(): nn.init.zeros_(p)
 
     def observed(self, images, labels): # uint8 [B, 3, H, W], int64 [B] -> uint8 [B, 3, H / f, W / f]
@@ -105,8 +105,8 @@ class LowRes(nn.Module):
         small = _as_tensor(small)
         _refuse_other_size(small, (*shape[:2], *(n // self.factor for n in shape[2:])))
         pixels = scaled(small.to(self.mix.weight.device), self.mix.weight.dtype)
-        large = F.pixel_shuffle(self.around(pixels), self.factor)
-        return self.mix(F.gelu(large)).permute(0, 2, 3, 1)
+        large = F.pixel_shuffle(self.around(pixels), self.factor).permute(0, 2, 3, 1)
+        return self.mix(F.gelu(large))
 
 # %% ../nbs/10_conditions.ipynb #d13510b5
 def _refuse_other_size(small, shape):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .autoregressive import MODELS, AutoregressiveModel, scaled
+from .autoregressive import MODELS, AutoregressiveModel, scaled, unrounded
 from .parameters import setting
 
 # %% ../nbs/09_neighbourhood.ipynb #81b74dba
@@ -81,9 +81,10 @@ class Neighbourhood(NeighbourhoodParameters):
 
     def params_from(self, framed, *features): # float [B, 4, h + reach, w + 2 reach] -> [B, h, w, n_params]
         "The parameters in a framed picture, or in a part of it."
-        x = self.convolution(_neighbourhoods(framed, self.settings.reach))
+        with unrounded(framed): x = self.convolution(_neighbourhoods(framed, self.settings.reach))
         for told in features: x = x + told
-        return self.head(_normalized(self.blocks(x)))
+        x = _normalized(self.blocks(x))
+        with unrounded(x): return self.head(x)
 
     def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
         "The matrices inside the blocks, which Muon may move."

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import remove_parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from .autoregressive import MODELS, AutoregressiveModel, Dropout
+from .autoregressive import MODELS, AutoregressiveModel, Dropout, unrounded
 from .parameters import setting
 
 # %% ../nbs/08_pixelcnnpp.ipynb #64f462f5
@@ -163,7 +163,7 @@ class _Resample(nn.Module):
 
     def forward(self, streams): # a pair -> a pair
         "Both streams at the next resolution."
-        return self.down(streams[0]), self.right(streams[1])
+        with unrounded(streams[0]): return self.down(streams[0]), self.right(streams[1])
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b582e6c6
 _SCALES = {
@@ -216,7 +216,8 @@ class _Entrance(PixelCNNppParameters):
         marked = F.pad(F.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.), (0, -width % 4, 0, -height % 4))
         above = lambda x: F.pad(x[:, :, :-1], (0, 0, 1, 0))
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
-        return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
+        with unrounded(pixels):
+            return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
 
     def levels(self, *features): # of a condition, [B, H or 1, W or 1, n_filters], if there is one
         "The features for the three resolutions, channels first; None three times without a condition."
@@ -254,7 +255,8 @@ class PixelCNNpp(_Entrance):
         for level, pairs in enumerate(self.way_up):
             if level: streams = self.finer[level - 1](streams)
             for pair in pairs: streams = pair(streams, stack.pop(), levels[2 - level])
-        return self.head(F.elu(streams[1]))[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
+        with unrounded(pixels): params = self.head(F.elu(streams[1]))
+        return params[:, :, :pixels.shape[2], :pixels.shape[3]].permute(0, 2, 3, 1)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b311e7cd
 MODELS["pixelcnnpp"] = PixelCNNpp

@@ -161,13 +161,19 @@ def make_optimizers(
 ):          # a list of optimisers, which share the learning rate
     "Adam, and Muon, if it is wanted, for the matrices inside the layers, which may decay."
     decay, lr = config.weight_decay, config.learning_rate
-    groups = [{"params": params, "parts": n, "weight_decay": decay} for n, params in model.matrices().items()]
+    groups = [{"params": params, "parts": n, "weight_decay": decay} for n, params in _matrices(model)]
     inside = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in inside]
     adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0., fused=True)
     if config.optimizer == "muon": return [adam(rest, **_BESIDE_MUON), Muon(groups, lr)]
     parts = [{"params": rest}, *groups] if decay else model.parameters() # without decay, one group as ever
     return [adam(parts, **model.adam)]
+
+# %% ../nbs/16_training.ipynb #694d3ab3
+def _matrices(model): # -> [(n, parameters that are n matrices, one above the other)]
+    maps = model.conditioner.modules() if model.conditioner else ()
+    told = [m.weight for m in maps if isinstance(m, torch.nn.Linear)]
+    return [*model.matrices().items(), *([(1, told)] if told else [])]
 
 # %% ../nbs/16_training.ipynb #9688fe8a
 _BESIDE_MUON = dict(betas=(.9, .98), eps=1e-9) # those of the Transformer

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import SelfAttention, by_position
-from .autoregressive import MODELS, AutoregressiveModel, Dropout, evaluating
+from .autoregressive import MODELS, AutoregressiveModel, Dropout, evaluating, unrounded
 from .masks import SCHEMES
 from .parameters import setting
 
@@ -161,7 +161,7 @@ class _TransformerInput(TransformerParameters):
 
     def enter(self, pixels, *features): # float [B, 3, H, W] in -1..1 -> [B, H * W, d_model]
         "Embed the pixels, move them one position on, and add positions and the features of a condition."
-        embedded = self.embed(pixels.flatten(2).transpose(1, 2))
+        with unrounded(pixels): embedded = self.embed(pixels.flatten(2).transpose(1, 2))
         x = F.pad(embedded[:, :-1], (0, 0, 1, 0)) + self.positions(*pixels.shape[-2:])
         for told in features: x = x + told.flatten(1, 2)
         return self.dropout(x)
@@ -187,7 +187,7 @@ class ImageTransformer(_TransformerInput):
         "Shift, embed, attend, and name the parameters of every pixel's distribution."
         x, size = self.enter(pixels, *features), pixels.shape[-2:]
         for layer in self.layers: x = layer(x, lambda x: layer.attention(x, *size))
-        return self.head(self.last_norm(x)).unflatten(1, size)
+        with unrounded(x): return self.head(self.last_norm(x)).unflatten(1, size)
 
     def matrices(self): # -> {n: [parameters that are n matrices, one above the other]}
         "The matrices inside the layers, which Muon may move: queries, keys and values are three."
