@@ -226,7 +226,7 @@ class Dropout(nn.Dropout):
         if not (self.training and self.p and x.device.type == "cpu"): return super().forward(x)
         dropped = min(round(self.p * 2**16), 2**16 - 1) # of 2^16 equally likely values
         draws = torch.randint(-2**63, 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)[:x.numel()]
-        kept = draws.ge_(dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped)) # whole numbers are quick
+        kept = draws.ge_(dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped)) # integers are quick
         return x * kept.view(x.shape)
 
 # %% ../nbs/04_autoregressive.ipynb #3763f817

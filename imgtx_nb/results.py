@@ -45,8 +45,7 @@ def draw_run(
     n=8,        # samples, and completions
     seed=None,  # the run's own seed by default
 ):
-    """Write `samples.png` and `completions.png` of a run, with another seed in their names,
-    unless they are there."""
+    "Write `samples.png` and `completions.png` of a run, named after another seed, unless they are there."
     folder, usual = find_path(folder), read_config(find_path(folder)).seed
     seed = usual if seed is None else checked("seed", seed, int, least=0)
     samples, completions = (folder/f"{name}{f'-seed_{seed}' * (seed != usual)}.png" for name in _SHEETS)

@@ -127,7 +127,12 @@ def test_pages_of_experiments_show_their_outputs(built):
 def test_no_signature_is_a_riddle(built):
     words = lambda page: re.sub(r"<[^>]+>", "", page)
     for path in (built/"_docs").glob("*.html"):
-        assert not re.search(r"def \w+\(\s*\*args, \*\*kwargs\s*\):\s*$", words(path.read_text()), re.M), path.name
+        assert not re.search(r"def \w+\(\s*\*args, \*\*kwargs\s*\):\s*$|^def [A-Z]\w+\(", words(path.read_text()), re.M), path.name
+
+
+def test_the_page_of_every_module_links_to_its_source(built):
+    for path in (built/"imgtx_nb").glob("[!_]*.py"):
+        assert ">source</a>" in (built/"_docs"/f"{path.stem}.html").read_text(), path.stem
 
 
 def test_next_leads_through_all_pages(built):
@@ -253,6 +258,17 @@ def test_search_finds_and_can_be_read(browser, width, scheme):
     hits = [hit.get_attribute("href") for hit in browser.find_elements("css selector", ".search-result")]
     assert any("/masks.html" in hit for hit in hits)
     assert browser.execute_script("const box = document.querySelector('.smalldocs-search-results').getBoundingClientRect(); return box.left >= 0 && box.right <= innerWidth")
+
+
+def test_the_sidebar_of_a_phone_leads_to_every_page(browser):
+    visit(browser, "masks.html", NARROW)
+    browser.find_element("css selector", ".quarto-secondary-nav button").click()
+    wait(browser, "return document.querySelector('#quarto-sidebar').getBoundingClientRect().left == 0")
+    hidden = browser.execute_script("""return [...document.querySelectorAll('#quarto-sidebar a.sidebar-link')].filter(link => {
+        link.scrollIntoView({block: 'nearest', behavior: 'instant'})
+        const box = link.getBoundingClientRect()
+        return !link.contains(document.elementFromPoint(box.left + 3, box.top + box.height / 2))}).map(link => link.innerText)""")
+    assert hidden == []
 
 
 # What can be touched

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +28,16 @@ from PIL import Image
 PORT = 8000
 
 # Before rendering: the notebooks in the cache
+
+def complete_index(cfg):
+    "nbdev's index lacks modules with `auto` in their names: enter what they define, for links and sources."
+    package = cfg.lib_path.name
+    index = import_module(f"{package}._modidx").d["syms"]
+    for module in [module for module, known in index.items() if not known]:
+        stem = module.rpartition(".")[2]
+        nodes = ast.parse((cfg.lib_path/f"{stem}.py").read_text(encoding="utf-8")).body
+        names = [node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        index[module] = {f"{module}.{name}": (f"{stem}.html#{name.lower()}", f"{package}/{stem}.py") for name in names}
 
 def markdown(source): return {"cell_type": "markdown", "metadata": {}, "source": source}
 
@@ -85,6 +96,7 @@ def show_sources(cells, package):
         if isinstance(node, ast.ClassDef): # without an __init__ of its own, nbdev knows no better than (*args, **kwargs)
             bases = ", ".join(ast.unparse(base) for base in node.bases)
             said = re.sub(r"```python\n+def \w+\(\s*\*args, \*\*kwargs\s*\):\s*```", f"```python\nclass {node.name}({bases})\n```".replace("()", ""), said)
+            said = re.sub(r"```python\n+def (.*?)(->None)?:\s*```", r"```python\nclass \1\n```", said, flags=re.S)
             output["data"]["text/markdown"] = said
         following = text(cells[n + 1]["source"]) if n + 1 < len(cells) else ""
         if "Exported source" not in following: cells.insert(n + 1, code(f'#| code-fold: true\n#| code-summary: "Source"\n{source}'))
@@ -134,8 +146,9 @@ def for_smalldocs(cache):
 # After rendering: the pages
 
 SPACING = [ # what latex2mathml writes, and what browsers set as TeX does
+    (r"<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"),
     (r"<mo>(&#x0221E;)</mo>", r"<mi>\1</mi>"),
-    (r"(<mrow>|<mo[^>]*>(?:\[|&#x00028;|&#x0003D;|&#x0002C;)</mo>)<mo>(&#x02212;|&#x0002B;|&#x0003C;)</mo>", r'\1<mo lspace="0" rspace="0">\2</mo>'),
+    (r"(<mrow>|<mi>&#x0230[8A];</mi>|<mo[^>]*>(?:\[|&#x00028;|&#x0003D;|&#x0002C;)</mo>)<mo>(&#x02212;|&#x0002B;|&#x0003C;)</mo>", r'\1<mo lspace="0" rspace="0">\2</mo>'),
     (r"(<mi>(?:log|ln|sin|cos)</mi>|<msub><mi>log</mi><mn>2</mn></msub>)(?=<m(?!o))", r'\1<mspace width="0.17em" />'),
     (r'"negativethinmathspace"', '"-0.17em"')]
 
@@ -164,6 +177,12 @@ def smaller_file(site, match):
     if not path.is_file(): return match[0]
     Image.open(path).save(path.with_suffix(".webp"), "webp", lossless=True, quality=60, method=3)
     return f'src="{match[1][:-4]}.webp"'
+
+def worded(match):
+    "A cell of a table: one of many words may be wrapped."
+    words = html.unescape(re.sub(r"<[^>]+>", "", match[3])).strip()
+    long = len(words) > 28 and re.search(r"[\s-]", words) and "class=" not in match[2]
+    return f'<t{match[1]} class="words"{match[2]}>{match[3]}</t{match[1]}>' if long else match[0]
 
 def links_of(origin, cfg):
     "A line of links to a page's notebook; Binder and Colab only if the project is on GitHub."
@@ -197,6 +216,8 @@ def finish(site, cfg, origins):
         page = relink(page, name, anchors, host)
         page = re.sub(r"data:image/png;base64,([\w+/=]+)", smaller, page)
         page = re.sub(r'src="(results/[^"]+\.png)"', partial(smaller_file, site), page)
+        page = re.sub(r"<t([dh])\b([^>]*)>(.*?)</t[dh]>", worded, page, flags=re.S)
+        page = re.sub(r'(/([^/"]+)\.webp"[^>]*></p>\s*)<figcaption>\2</figcaption>', r"\1", page) # a file's name tells nothing
         if name in origins:
             shutil.copy(cfg.config_path/origins[name], site/"notebooks")
             page = re.sub(r'(<header id="title-block-header".*?</header>)', lambda m: m[1] + links_of(origins[name], cfg), page, count=1, flags=re.S)
@@ -226,7 +247,8 @@ def main():
     cfg = get_config()
     site = cfg.doc_path
     refresh_quarto_yml()
-    cache = proc_nbs(n_workers=2, force=True)
+    complete_index(cfg)
+    cache = proc_nbs(n_workers=0, force=True) # in this process, for the index
     origins = prepare(cache, cfg)
     if shutil.which("quarto"): subprocess.run(["quarto", "render", "--no-cache"], cwd=cache, check=True)
     else:
