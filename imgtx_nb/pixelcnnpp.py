@@ -217,7 +217,8 @@ class _Entrance(PixelCNNppParameters):
         above = lambda x: F.pad(x[:, :, :-1], (0, 0, 1, 0))
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         with unrounded(pixels):
-            return above(self.enter_down(marked)), above(self.enter_above(marked)) + left(self.enter_left(marked))
+            right = above(self.enter_above(marked)) + left(self.enter_left(marked))
+            return above(self.enter_down(marked)), right
 
     def levels(self, *features): # of a condition, [B, H or 1, W or 1, n_filters], if there is one
         "The features for the three resolutions, channels first; None three times without a condition."
