@@ -162,8 +162,8 @@ class _Resample(nn.Module):
         self.right = conv(n_filters, n_filters, (2, 2), right=True, **kwargs)
 
     def forward(self, streams): # a pair -> a pair
-        "Both streams at the next resolution."
-        with unrounded(streams[0]): return self.down(streams[0]), self.right(streams[1])
+        "Both streams at the next resolution, in the type in which they came."
+        return [conv(x).to(x.dtype) for conv, x in zip((self.down, self.right), streams)]
 
 # %% ../nbs/08_pixelcnnpp.ipynb #b582e6c6
 _SCALES = {
