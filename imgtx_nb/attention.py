@@ -107,9 +107,9 @@ class TiledAttention(torch.autograd.Function):
     def backward(ctx, grad): # [B, heads, height * width, d] -> gradients of q, k, v
         "The gradients of every tile, added up where rectangles overlap; never in half precision."
         q, k, v, out, *log_sums = ctx.saved_tensors
-        dtype, single = grad.dtype, torch.promote_types(grad.dtype, torch.float32)
+        dq, dtype, single = _like(q), q.dtype, torch.promote_types(q.dtype, torch.float32)
         q, k, v, out, grad = (x.to(single) for x in (q, k, v, out, grad))
-        grads = _like(q).to(dtype), _like(k).zero_(), _like(v).zero_()
+        grads = dq, _like(k).zero_(), _like(v).zero_()
         q, k, v, out, grad, dq, dk, dv = (x.unflatten(2, ctx.size) for x in (q, k, v, out, grad, *grads))
         for tile, log_sum in zip(tiles(ctx.scheme, *ctx.size, single), log_sums):
             part = _tile_gradients(tile, log_sum, grad, q, k, v, out)
