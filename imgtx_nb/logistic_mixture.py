@@ -202,8 +202,11 @@ function draw(parts, total, x, up) {
     paint.strokeStyle = colours[k % 5]; paint.lineWidth = 2; paint.beginPath()
     part.forEach((p, v) => paint.lineTo(2 * v + 1, up(p))); paint.stroke()
   })
-  paint.fillStyle = "#333"; paint.font = "14px sans-serif"; paint.textAlign = "center"
-  for (const v of [6, 64, 128, 192, 243]) paint.fillText(v, 2 * v + 1, 224)
+  paint.fillStyle = "#333"; paint.font = "14px sans-serif"
+  for (const v of [0, 64, 128, 192, 255]) {
+    paint.textAlign = v == 0 ? "left" : v == 255 ? "right" : "center"
+    paint.fillText(v, 2 * v + 1, 224)
+  }
 }
 let pulled
 const at = event => 256 * event.offsetX / canvas.clientWidth

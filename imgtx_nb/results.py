@@ -315,7 +315,7 @@ def _caption(fig, title, table=None):
     width = fig.get_figwidth()
     fig.suptitle(_wrapped(title, int(11 * width)), fontsize=10)
     source = "" if table is None else _wrapped(where_from(table), int(19 * width))
-    if source: fig.supxlabel(source, fontsize=6.5, color="#707070")
+    if source: fig.supxlabel(source, fontsize=7, color="#505050")
     return fig
 
 # %% ../nbs/19_results.ipynb #6fbb7186
@@ -652,7 +652,7 @@ def results_explorer(
 
 # %% ../nbs/19_results.ipynb #481cb95b
 _RESULTS = """
-const {runs} = data, wide = 640, high = 300, left = 44, low = 24
+const {runs} = data, wide = Math.min(640, root.clientWidth || 640), high = 300, left = 44, low = 24
 const colours = ["#4c72b0", "#dd8452", "#2e8b57", "#c44e52", "#8172b3", "#937860", "#d16ba5", "#6b6b6b",
   "#a08a1c", "#2a9db5"]
 const hue = n => colours[n % colours.length]
@@ -678,14 +678,16 @@ function draw() {
   const bottom = Math.min(...shown.flatMap(run => [...run.train, ...run.valid].map(p => p[1]))) - .05
   const top = Math.max(bottom + .2, ...shown.flatMap(run => run.valid.map(p => p[1]))) + .2
   const x = images => left + images / end * (wide - left - 12)
-  const y = bits => (high - low) * (1 - (Math.min(bits, top) - bottom) / (top - bottom))
+  const y = bits => (high - low) * (1 - (bits - bottom) / (top - bottom))
   const line = points => points.map(([images, bits]) => [x(images).toFixed(1), y(bits).toFixed(1)]).join(" ")
   const text = (x, y, words, anchor) => `<text x="${x}" y="${y}" font-size="11" fill="#444"
     text-anchor="${anchor}">${words}</text>`
-  const step = (top - bottom) / 4, at = [1, 2, 3].map(i => bottom + i * step)
+  const step = [.05, .1, .2, .5, 1, 2].find(step => top - bottom < 6 * step) ?? 5, at = []
+  for (let n = Math.ceil(bottom / step); n * step < top - step / 4; n++) at.push(n * step)
   svg.innerHTML = !shown.length ? "" : at.map(bits => `<path d="M${left},${y(bits)}H${wide}"
-      stroke="#e4e4e4"/>` + text(left - 4, y(bits) + 4, bits.toFixed(2), "end")).join("") +
-    [.25, .5, .75, 1].map(part => text(x(part * end), high - 8, Math.round(part * end).toLocaleString("en"),
+      stroke="#e4e4e4"/>` + text(left - 4, y(bits) + 4, bits.toFixed(step < .1 ? 2 : 1), "end")).join("") +
+    text(wide - 4, 12, "bits/dim: validation thick, training thin", "end") +
+    (wide < 500 ? [.5, 1] : [.25, .5, .75, 1]).map(part => text(x(part * end), high - 8, Math.round(part * end).toLocaleString("en"),
       part < 1 ? "middle" : "end")).join("") + text(left, high - 8, "images seen", "start") +
     shown.map(run => `<g data-line="${run.n}" stroke="${hue(run.n)}" fill="none">
       <polyline points="${line(run.train)}" stroke-width="1" opacity=".6"/>

@@ -239,11 +239,11 @@ def read_checkpoints(path): # the folder of a run -> yields states, the newest f
 
 # %% ../nbs/15_runs.ipynb #488fac99
 def commit(
-    package=Path(imgtx_nb.__file__).parent, # the folder of the package's modules
-):                                          # text
+    package=None, # the folder of the package's modules; None: this package's
+):                # text
     "The commit of the code that runs, with a mark if it has changed since; \"unknown\" outside git."
     def git(*args):
-        command = ["git", "-C", package, *args]
+        command = ["git", "-C", package or Path(imgtx_nb.__file__).parent, *args]
         return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     try:
         git("ls-files", "--error-unmatch", "__init__.py")

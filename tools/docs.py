@@ -150,7 +150,8 @@ SPACING = [ # what latex2mathml writes, and what browsers set as TeX does
     (r"<mo>(&#x0221E;)</mo>", r"<mi>\1</mi>"),
     (r"(<mrow>|<mi>&#x0230[8A];</mi>|<mo[^>]*>(?:\[|&#x00028;|&#x0003D;|&#x0002C;)</mo>)<mo>(&#x02212;|&#x0002B;|&#x0003C;)</mo>", r'\1<mo lspace="0" rspace="0">\2</mo>'),
     (r"(<mi>(?:log|ln|sin|cos)</mi>|<msub><mi>log</mi><mn>2</mn></msub>)(?=<m(?!o))", r'\1<mspace width="0.17em" />'),
-    (r'"negativethinmathspace"', '"-0.17em"')]
+    (r'"negativethinmathspace"', '"-0.17em"'),
+    (r"<m[io]>(&#x02032;)</m[io]>", r'<mo class="prime">\1</mo>')]
 
 def mathml(tex, display):
     formula = convert(tex, display=display)
@@ -161,8 +162,9 @@ def with_formulas(page):
     "Every formula as MathML, and no script that would render it in the browser."
     def formula(match):
         display = "block" if match[1] == "display" else "inline"
-        return f'<span class="math {match[1]}">{mathml(html.unescape(match[2]), display)}</span>'
-    page = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', formula, page, flags=re.S)
+        whole = f'<span class="math {match[1]}">{mathml(html.unescape(match[2]), display)}</span>'
+        return f'<span class="unbroken">{whole}{match[3]}</span>' if match[3] else whole # no line begins with a full stop
+    page = re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>([.,:;)]*)', formula, page, flags=re.S)
     return re.sub(r'<link[^>]*katex[^>]*>|<script[^>]*(?:katex|MathJax|mathjax|polyfill)[^>]*></script>', "", page)
 
 def smaller(match):
