@@ -652,7 +652,7 @@ def results_explorer(
 
 # %% ../nbs/19_results.ipynb #481cb95b
 _RESULTS = """
-const {runs} = data, wide = Math.min(640, root.clientWidth || 640), high = 300, left = 44, low = 24
+const {runs} = data, high = 300, left = 44, low = 24, wide = Math.min(640, root.clientWidth || 640)
 const colours = ["#4c72b0", "#dd8452", "#2e8b57", "#c44e52", "#8172b3", "#937860", "#d16ba5", "#6b6b6b",
   "#a08a1c", "#2a9db5"]
 const hue = n => colours[n % colours.length]
@@ -687,7 +687,8 @@ function draw() {
   svg.innerHTML = !shown.length ? "" : at.map(bits => `<path d="M${left},${y(bits)}H${wide}"
       stroke="#e4e4e4"/>` + text(left - 4, y(bits) + 4, bits.toFixed(step < .1 ? 2 : 1), "end")).join("") +
     text(wide - 4, 12, "bits/dim: validation thick, training thin", "end") +
-    (wide < 500 ? [.5, 1] : [.25, .5, .75, 1]).map(part => text(x(part * end), high - 8, Math.round(part * end).toLocaleString("en"),
+    (wide < 500 ? [.5, 1] : [.25, .5, .75, 1]).map(part =>
+      text(x(part * end), high - 8, Math.round(part * end).toLocaleString("en"),
       part < 1 ? "middle" : "end")).join("") + text(left, high - 8, "images seen", "start") +
     shown.map(run => `<g data-line="${run.n}" stroke="${hue(run.n)}" fill="none">
       <polyline points="${line(run.train)}" stroke-width="1" opacity=".6"/>
