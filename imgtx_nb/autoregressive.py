@@ -227,7 +227,7 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * 2**16), 2**16 - 1) # of 2^16 equally likely values
         draws = torch.randint(-2**63, 2**63 - 1, (-(-x.numel() // 4),)).view(torch.int16)[:x.numel()]
         kept = draws.ge_(dropped - 2**15).to(x.dtype).mul_(2**16 / (2**16 - dropped)) # integers are quick
-        return x * kept.view(x.shape)
+        return x * kept.as_strided(x.shape, torch.empty_like(x, device="meta").stride()) # in x's own order
 
 # %% ../nbs/04_autoregressive.ipynb #3763f817
 def receptive_field(

@@ -200,6 +200,11 @@ class PixelCNNppParameters(_InitializedOnData):
         inside = lambda name: name.endswith(moved) and not name.startswith(("enter", "head"))
         return {1: [p for name, p in self.named_parameters() if inside(name)]}
 
+# %% ../nbs/08_pixelcnnpp.ipynb #207f5161
+def _order(x): # [B, C, H, W] -> a memory format
+    on_units = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.channels_last if on_units else torch.preserve_format
+
 # %% ../nbs/08_pixelcnnpp.ipynb #c8a09681
 class _Entrance(PixelCNNppParameters):
     "Where the picture enters both streams, shifted by one pixel."
@@ -218,7 +223,8 @@ class _Entrance(PixelCNNppParameters):
         left = lambda x: F.pad(x[:, :, :, :-1], (1, 0))
         with unrounded(pixels):
             right = above(self.enter_above(marked)) + left(self.enter_left(marked))
-            return above(self.enter_down(marked)), right
+            streams = above(self.enter_down(marked)), right
+        return [x.to(memory_format=_order(x)) for x in streams]
 
     def levels(self, *features): # of a condition, [B, H or 1, W or 1, n_filters], if there is one
         "The features for the three resolutions, channels first; None three times without a condition."
