@@ -615,7 +615,7 @@ def write_results(
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
     loadable = [folder for folder in ranked if has_weights(folder) and not read_config(folder).condition]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
-    say(f"Table and figures are in {results.resolve()}.")
+    say(f"Table and figures are in {_from_here(results.resolve())}.")
     return table
 
 # %% ../nbs/19_results.ipynb #d6a8cf5e
@@ -623,6 +623,10 @@ def _drawn(folder): # whether a run has its pictures; they are made if its weigh
     try: draw_run(folder); context_use(folder)
     except (FileNotFoundError, ConnectionError): return False
     return True
+
+# %% ../nbs/19_results.ipynb #975cddfa
+def _from_here(path): # an absolute path -> the same, relative to the folder one is in, if it lies there
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 # %% ../nbs/19_results.ipynb #30fca9ca
 def save_figure(fig, path): # a matplotlib figure, and where it goes
