@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .autoregressive import scaled
+from .parameters import checked
 
 # %% ../nbs/10_conditions.ipynb #bb69d985
 class Label(nn.Module):
@@ -131,12 +132,12 @@ def condition_parts(
 @contextmanager
 def guided(
     model,  # a model with labels
-    weight, # 1: as learned; 0: every label is the mean of all
+    weight, # 1: as learned; 0: every label is the mean of all; below 0: away from the label
 ):
-    "Inside, the vectors of the labels lie `weight` times as far from their mean; `ValueError` without labels."
-    if model.settings.condition != "label":
-        raise ValueError("The model has no labels to follow: give one that was trained with condition = label.")
-    vectors = model.conditioner.vectors.weight.data
+    "Inside, vectors of labels lie `weight` times as far from their mean; `ValueError` without labels."
+    if not hasattr(model.conditioner, "vectors"):
+        raise ValueError("This model is told no labels: give a model with condition = label.")
+    weight, vectors = checked("weight", weight, float), model.conditioner.vectors.weight.data
     learned = vectors.clone()
     vectors.copy_(learned.mean(0).lerp(learned, weight))
     try: yield

@@ -202,8 +202,8 @@ class PixelCNNppParameters(_InitializedOnData):
 
 # %% ../nbs/08_pixelcnnpp.ipynb #207f5161
 def _order(x): # [B, C, H, W] -> a memory format
-    on_units = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    return torch.channels_last if on_units else torch.preserve_format
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.channels_last if autocast else torch.preserve_format
 
 # %% ../nbs/08_pixelcnnpp.ipynb #c8a09681
 class _Entrance(PixelCNNppParameters):

@@ -334,10 +334,10 @@ def draw_samples(
     samples = _read_sheet(folder/"samples.png", height, width)[0]
     columns = _read_sheet(folder/"completions.png", height, width)
     titles = ["given", *(f"T = {t:g}" for t in TEMPERATURES), "truth"]
-    fig, axes = plt.subplots(1, 1 + len(columns), figsize=(9, 4.9), layout="constrained",
+    fig, axes = plt.subplots(1, 1 + len(columns), figsize=(9, 3.9), layout="constrained",
                              width_ratios=(2, *[1] * len(columns)))
-    axes[0].imshow(image_grid(samples[:8], 2), interpolation="nearest")
-    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:4], 1), interpolation="nearest")
+    axes[0].imshow(image_grid(samples[:6], 2), interpolation="nearest")
+    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:3], 1), interpolation="nearest")
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
     score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"

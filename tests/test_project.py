@@ -208,6 +208,12 @@ def test_a_checkout_fits_in_a_hand():
     assert sum((ROOT/f).stat().st_size for f in files if f and (ROOT/f).is_file()) < 28 * 2**20
 
 
+@pytest.mark.skipif(not (ROOT/".git").exists(), reason="only a clone knows which files are committed")
+def test_no_file_names_the_folder_in_which_it_was_made():
+    found = run("git", "grep", "-lIF", f"{ROOT}/")
+    assert found.returncode == 1, found.stdout
+
+
 # A fourth model, a fourth scheme
 
 THIRD_MODEL = """
@@ -386,7 +392,7 @@ def test_an_experiment_runs_twice_in_one_kernel(tmp_path, little_images, name):
 
 
 FEW = {"benchmark": ["-y", "rows: [{attention: local_1d}, {model: neighbourhood}]", "-p", "side", "16", "-r", "samples", "1", "-r", "coded", "2",
-                     "-r", "sweep", "8", "-r", "blocks", "16", "-p", "repeats", "1", "-p", "batch_size", "2"],
+                     "-r", "sweep", "8", "-r", "blocks", "16", "-p", "repeats", "1", "-p", "settle", "0", "-p", "batch_size", "2"],
        "conditional": ["-p", "max_steps", "2", "-p", "n", "20", "-p", "per_class", "8", "-p", "passes", "1"]}
 
 
@@ -395,7 +401,7 @@ def test_an_experiment_runs_to_its_end(tmp_path, little_images, name):
     data = ["-p", "dataset", str(little_images)] if name == "conditional" else []
     done = papermill(name, tmp_path/"out.ipynb", "-p", "scale", "tiny", "-p", "results_dir", str(tmp_path/"results"), *data, *FEW[name])
     assert done.returncode == 0, last_line(done.stderr)
-    wanted = {"benchmark": ["training.csv", "sampling.csv", "coding.csv", "growth.csv", "benchmark.png"], "conditional": ["table1.md", "worth.md", "classifier.md"]}[name]
+    wanted = {"benchmark": ["training.csv", "sampling.csv", "coding.csv", "neighbours.csv", "growth.csv", "benchmark.png"], "conditional": ["table1.md", "worth.md", "classifier.md"]}[name]
     assert {*wanted} <= {path.name for path in (tmp_path/"results").iterdir()}
     if name == "conditional": assert len([*(tmp_path/"results").glob("classes-*.png")]) == len([*(tmp_path/"results").glob("large-*.png")]) == 1
 
@@ -424,12 +430,15 @@ def test_a_line_of_the_budget_may_have_another_size_and_lengths_of_its_own():
 
 def test_the_path_leads_from_the_published_recipe_to_todays():
     rows = planned("ablations")
-    path = [config for config in rows if config.seed == 0]
-    steps = [len(differing(config, before)) for before, config in zip(path, path[1:])]
-    assert steps == [4, 1, 1, 1, 1] and len({config.run_name for config in rows}) == len(rows)
-    paper, today = RunConfig(), RunConfig(recipe="today")
-    names = "attention", "kernel_size", "positions", "norm", "activation", "dropout", "optimizer", "schedule", "learning_rate"
-    for name in names: assert getattr(path[0], name) == getattr(paper, name) and getattr(path[-1], name) == getattr(today, name)
+    assert len({config.run_name for config in rows}) == len(rows)
+    learning = "dropout", "optimizer", "schedule", "learning_rate"
+    for model, changes, names in (("transformer", [4, 1, 1, 1, 1], ("attention", "kernel_size", "positions", "norm", "activation")),
+                                  ("pixelcnnpp", [3, 2, 1, 1], ("weight_norm", "weight_decay"))):
+        path = [config for config in rows if config.model == model and config.seed == 0]
+        assert [len(differing(config, before)) for before, config in zip(path, path[1:])] == changes
+        for last, recipe in ((path[0], "published"), (path[-1], "today")):
+            whole = RunConfig(model=model, recipe=recipe, scale="laptop" if recipe == "today" else "paper")
+            for name in (*names, *learning): assert getattr(last, name) == getattr(whole, name), (model, recipe, name)
 
 
 @pytest.mark.parametrize("name, folder", [("study", "cifar10"), ("budget", "subset"), ("ablations", "ablations")])

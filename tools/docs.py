@@ -151,7 +151,7 @@ SPACING = [ # what latex2mathml writes, and what browsers set as TeX does
     (r"(<mrow>|<mi>&#x0230[8A];</mi>|<mo[^>]*>(?:\[|&#x00028;|&#x0003D;|&#x0002C;)</mo>)<mo>(&#x02212;|&#x0002B;|&#x0003C;)</mo>", r'\1<mo lspace="0" rspace="0">\2</mo>'),
     (r"(<mi>(?:log|ln|sin|cos)</mi>|<msub><mi>log</mi><mn>2</mn></msub>)(?=<m(?!o))", r'\1<mspace width="0.17em" />'),
     (r'"negativethinmathspace"', '"-0.17em"'),
-    # a prime stands beside its letter: as a superscript it would be a speck
+    # the prime of a single letter stands beside it: as a superscript it would be a speck
     (r"<msubsup>(<mi>[^<]*</mi>)(<mi>[^<]*</mi>)<m[io]>(&#x02032;)</m[io]></msubsup>", r'<msub><mrow>\1<mo lspace="0" rspace="0">\3</mo></mrow>\2</msub>'),
     (r"<msup>(<mi>[^<]*</mi>)<m[io]>(&#x02032;)</m[io]></msup>", r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>')]
 
