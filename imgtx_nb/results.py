@@ -631,7 +631,7 @@ def _from_here(path): # an absolute path -> the same, relative to the folder one
 # %% ../nbs/19_results.ipynb #30fca9ca
 def save_figure(fig, path): # a matplotlib figure, and where it goes
     "Write a figure and close it."
-    fig.savefig(path, dpi=110)
+    fig.savefig(path, dpi=110, pil_kwargs={"optimize": True})
     plt.close(fig)
 
 # %% ../nbs/19_results.ipynb #a4f8e945
