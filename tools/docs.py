@@ -26,6 +26,7 @@ from nbdev.serve import proc_nbs
 from PIL import Image
 
 PORT = 8000
+LARGE = 120_000 # bytes of a picture without loss
 
 # Before rendering: the notebooks in the cache
 
@@ -176,10 +177,12 @@ def smaller(match):
     return f"data:image/webp;base64,{packed}" if len(packed) < len(match[1]) else match[0]
 
 def smaller_file(site, match):
-    "The same for a picture that lies beside the pages."
+    "The same for a picture that lies beside the pages; with a loss that nobody sees, if it is large."
     path = site/match[1]
     if not path.is_file(): return match[0]
-    Image.open(path).save(path.with_suffix(".webp"), "webp", lossless=True, quality=60, method=3)
+    picture, smaller = Image.open(path), path.with_suffix(".webp")
+    picture.save(smaller, "webp", lossless=True, quality=60, method=3)
+    if smaller.stat().st_size > LARGE: picture.convert("RGB").save(smaller, "webp", quality=90)
     return f'src="{match[1][:-4]}.webp"'
 
 def worded(match):
