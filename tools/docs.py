@@ -180,9 +180,9 @@ def smaller_file(site, match):
     "The same for a picture that lies beside the pages; with a loss that nobody sees, if it is large."
     path = site/match[1]
     if not path.is_file(): return match[0]
-    picture, smaller = Image.open(path), path.with_suffix(".webp")
-    picture.save(smaller, "webp", lossless=True, quality=60, method=3)
-    if smaller.stat().st_size > LARGE: picture.convert("RGB").save(smaller, "webp", quality=90)
+    picture, packed = Image.open(path), path.with_suffix(".webp")
+    picture.save(packed, "webp", lossless=True, quality=60, method=3)
+    if packed.stat().st_size > LARGE: picture.convert("RGB").save(packed, "webp", quality=90)
     return f'src="{match[1][:-4]}.webp"'
 
 def worded(match):
