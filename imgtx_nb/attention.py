@@ -226,7 +226,8 @@ class SelfAttention(nn.Module):
 
     def project(self, x, size, at=slice(None)): # [B, N, d_model] -> [B, heads, N, d] three times
         "Queries, keys and values of all heads, at some positions of a picture of size (height, width)."
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).transpose(1, 3).unbind(2)
+        heads = lambda part: part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        q, k, v = map(heads, self.qkv(x).chunk(3, -1))
         if self.bias is None: return q, k, v
         waves, bias = _kept_waves(*size, q.shape[-1], q.device)[at], self.bias.to(q.dtype)
         return turned(q + bias[0], waves), turned(k + bias[1], waves), v
