@@ -97,7 +97,13 @@ class _CachedTransformer:
         cached = lambda layer: CachedAttention(layer.attention, batch_size, height, width)
         self.attentions = [cached(layer) for layer in model.layers]
         self.positions = model.positions(height, width) # [H * W, d_model], with features [B, H * W, d_model]
-        for told in features: self.positions = self.positions + told.flatten(1, 2)
+        for told in features: self.positions = self.positions + torch.zeros_like(told).flatten(1, 2)
+        self.tell(*features)
+
+    def tell(self, *features): # of a condition, [B, H, W, d_model] or [B, 1, 1, d_model], if there is one
+        "Take other features from now on, in the place of the earlier ones."
+        codes = self.model.positions(*self.model.image_shape[1:])
+        for told in features: self.positions.copy_(codes + told.flatten(1, 2))
 
     def keep(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
         "Keep the keys of the first n + 1 positions."
@@ -427,8 +433,12 @@ class _CachedEntrance:
 class _ToldRow:
     "The features of a condition in the newest row, at one resolution."
     def __init__(self, features, width): # [B, C, H, W] or [B, C, 1, 1], the width at this resolution
-        self.features = features.permute(0, 2, 3, 1).expand(-1, -1, width, -1)
+        self.features = features.permute(0, 2, 3, 1).expand(-1, -1, width, -1).clone()
         self.row = self.features[:, 0].clone()
+
+    def tell(self, features): # [B, C, H, W]
+        "Take other features from now on, from the next row on."
+        self.features.copy_(features.permute(0, 2, 3, 1))
 
     def open(self, row):
         "Go on to a row, unless all are alike."
@@ -441,13 +451,17 @@ class _CachedPixelCNNpp:
         size = batch_size, model.image_shape[2] + -model.image_shape[2] % 4
         self.last = model.image_shape[2] - 1 # column
         row_of = lambda level, x: None if x is None else _ToldRow(x, size[1] >> level)
-        self.told = [row_of(*level) for level in enumerate(model.levels(*features))]
+        self.levels, self.told = model.levels, [row_of(*level) for level in enumerate(model.levels(*features))]
         self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
         self.down = _CachedDownStream(model, *size, self.told)
         self.right = _CachedRightStream(model, *size, self.told)
         self.above = torch.zeros_like(self.down.rows[0]) # what the row above sends to the right stream
 
-    def tell(self, row):
+    def tell(self, *features): # of a condition, [B, H, W, n_filters]
+        "Take other features from the next row on."
+        for told, level in zip(self.told, self.levels(*features)): told.tell(level)
+
+    def tell_row(self, row):
         "Go on to the features of a new row."
         for level, told in enumerate(self.told): told.open(row >> level)
 
@@ -483,7 +497,7 @@ class PixelCNNppDecoder(_CachedPixelCNNpp):
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, n_params]
         "Parameters of the next pixel."
         (row, column), self.t = divmod(self.t, self.width), self.t + 1
-        if column == 0 and self.told[0]: self.tell(row)
+        if column == 0 and self.told[0]: self.tell_row(row)
         if pixel is None or not self.graphs: return self.params_at(row, column, column, pixel)
         kind = row % 4, column % 4, column == 0
         return self.graphs.run(kind, partial(self.params_at, row, column), column, pixel)

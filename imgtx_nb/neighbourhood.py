@@ -97,10 +97,14 @@ MODELS["neighbourhood"] = Neighbourhood
 class NeighbourhoodDecoder:
     "Grows images pixel by pixel; a step runs the network on one window."
     def __init__(self, model, batch_size, *features): # a Neighbourhood, images, what `network` is told
-        self.model, self.t, (_, height, self.width) = model, 0, model.image_shape
-        self.features = [told.expand(-1, height, self.width, -1) for told in features]
+        self.model, self.t, self.width = model, 0, model.image_shape[2]
+        self.tell(*features)
         picture = model.head.weight.new_zeros(batch_size, *model.image_shape)
         self.framed = _framed(picture, model.settings.reach)
+
+    def tell(self, *features): # of a condition, [B, H, W, n_features] or [B, 1, 1, n_features]
+        "Take other features from now on."
+        self.features = [told.expand(-1, *self.model.image_shape[1:], -1) for told in features]
 
     def _keep(self, pixels, first): # integers [B, n, 3] in 0..255, the position of the first
         at, reach = torch.arange(first, first + pixels.shape[1]), self.model.settings.reach
