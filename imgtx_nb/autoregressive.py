@@ -134,10 +134,12 @@ class AutoregressiveModel(_Conditioned, nn.Module):
     def decoder(self, batch_size, condition=None): # -> an object with step and fill
         "A decoder at the first pixel of `batch_size` new images; raises `ValueError` for a wrong condition."
         kind = resolve_name(self.decoding) if self.decoding else RecomputingDecoder
-        pixels = next(self.parameters()).new_zeros(batch_size, *self.image_shape) # none is known
-        decoder = kind(self, batch_size, *self.features(condition, pixels))
-        if not getattr(self.conditioner, "sees_rows", False): return decoder
-        return ToldByRow(decoder, lambda pixels: self.features(condition, pixels), pixels)
+        weight = next(self.parameters())
+        images = weight.new_zeros(batch_size, *self.image_shape, dtype=torch.uint8) # no pixel is known
+        features = lambda: self.features(condition, scaled(images, weight.dtype))
+        decoder = kind(self, batch_size, *features())
+        by_row = self.conditioner and self.conditioner.sees_rows
+        return ToldByRow(decoder, features, images) if by_row else decoder
 
 # %% ../nbs/04_autoregressive.ipynb #0b76dfa0
 MODELS = {}
@@ -183,28 +185,24 @@ class ToldByRow:
     "A decoder that is told of a condition again at the start of every row."
     def __init__(self,
         decoder,  # a decoder at the first pixel, with a method `tell`
-        features, # a function of pixels, float [B, 3, H, W] in -1..1 -> [features], where a row sees the rows above
-        pixels,   # float [B, 3, H, W], of new images; written to
+        features, # a function without arguments -> [features]; a row of them looks at the rows above
+        images,   # uint8 [B, 3, H, W], where the features look; written to
     ):
-        self.decoder, self.features, self.pixels, self.t = decoder, features, pixels, 0
-
-    def _keep(self, pixels, first): # integers [B, n, 3] in 0..255, the position of the first
-        known = scaled(pixels.mT[:, :, None].to(self.pixels.device, torch.uint8), self.pixels.dtype)[:, :, 0]
-        self.pixels.flatten(2)[..., first:first + pixels.shape[1]] = known
+        self.decoder, self.features, self.pixels, self.t = decoder, features, images.flatten(2), 0
+        self.width = images.shape[-1]
 
     @torch.no_grad()
     def fill(self, pixels): # integers [B, n, 3] in 0..255, the first n pixels
         "Take many known pixels; the next `step` takes the pixel after them."
-        self._keep(pixels, 0)
-        self.t = pixels.shape[1] + 1
-        self.decoder.tell(*self.features(self.pixels))
+        self.pixels[..., :pixels.shape[1]], self.t = pixels.mT.to(self.pixels), pixels.shape[1] + 1
+        self.decoder.tell(*self.features())
         self.decoder.fill(pixels)
 
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, n_params]
         "Parameters of the next pixel."
-        if pixel is not None: self._keep(pixel[:, None], self.t - 1)
-        if self.t and self.t % self.pixels.shape[-1] == 0: self.decoder.tell(*self.features(self.pixels))
+        if pixel is not None: self.pixels[..., self.t - 1] = pixel.to(self.pixels)
+        if self.t and not self.t % self.width: self.decoder.tell(*self.features())
         self.t += 1
         return self.decoder.step(pixel)
 

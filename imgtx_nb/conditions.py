@@ -19,6 +19,8 @@ from .parameters import checked
 # %% ../nbs/10_conditions.ipynb #bb69d985
 class Label(nn.Module):
     "A class, as a learned vector."
+    sees_rows = False
+
     def __init__(self,
         settings, # of a model, with n_classes
         width,    # channels of the features
@@ -92,7 +94,7 @@ def rest_of_blocks(
 # %% ../nbs/10_conditions.ipynb #383a4335
 class LowRes(nn.Module):
     "A small image, as features of every position."
-    sees_rows = True # a row of features depends on the rows above
+    sees_rows = True
 
     def __init__(self,
         settings, # of a model, with factor
