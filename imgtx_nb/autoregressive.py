@@ -185,8 +185,8 @@ class ToldByRow:
     "A decoder that is told of a condition again at the start of every row."
     def __init__(self,
         decoder,  # a decoder at the first pixel, with a method `tell`
-        features, # a function without arguments -> [features]; a row of them looks at the rows above
-        images,   # uint8 [B, 3, H, W], where the features look; written to
+        features, # a function without arguments -> [features], which it makes from `images`
+        images,   # uint8 [B, 3, H, W], the images so far; written to
     ):
         self.decoder, self.features, self.pixels, self.t = decoder, features, images.flatten(2), 0
         self.width = images.shape[-1]
@@ -201,10 +201,14 @@ class ToldByRow:
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, n_params]
         "Parameters of the next pixel."
+        self.take(pixel)
+        return self.decoder.step(pixel)
+
+    def take(self, pixel): # as in `step`
+        "Keep a pixel, and tell the decoder of a new row."
         if pixel is not None: self.pixels[..., self.t - 1] = pixel.to(self.pixels)
         if self.t and not self.t % self.width: self.decoder.tell(*self.features())
         self.t += 1
-        return self.decoder.step(pixel)
 
 # %% ../nbs/04_autoregressive.ipynb #1051e6af
 @contextmanager

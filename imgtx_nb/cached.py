@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .autoregressive import ToldByRow
 from .masks import first_keys, reach
 
 # %% ../nbs/11_cached.ipynb #77b17457
@@ -210,28 +211,34 @@ class TransformerDecoder(_CachedTransformer):
         return self.graphs.run("any", self.params_at, t, pixel)
 
 # %% ../nbs/11_cached.ipynb #22a19fe2
+_SAME = {"fallback_random": True} # random numbers as without compilation
+
 class CompiledDraws:
     "Steps of a decoder with the draw after each as one function, compiled where that is possible."
     def __init__(self,
-        decoder, # a decoder; one of another model than the Transformer, or on a GPU, runs as it is
-        draw,    # a function of parameters [B, n_params] -> pixels [B, 3]
+        decoder,      # a decoder; one of another model than the Transformer, or on a GPU, runs as it is
+        draw,         # a function of parameters [B, n_params] -> pixels [B, 3]
+        compile=True, # or run all as they are
     ):
-        self.decoder, self.draw = decoder, draw
-        self.works = isinstance(decoder, TransformerDecoder) and not decoder.graphs
-        self.compiled = torch.compile(self._at, dynamic=False, options={"fallback_random": True})
+        self.decoder, self.draw, self.compiled = decoder, draw, None
+        self.inner = decoder.decoder if isinstance(decoder, ToldByRow) else decoder
+        self.works = compile and isinstance(self.inner, TransformerDecoder) and not self.inner.graphs
 
-    def _at(self, position, pixel): return self.draw(self.decoder.params_at(position, pixel))
+    def _at(self, position, pixel): return self.draw(self.inner.params_at(position, pixel))
 
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, 3]
         "The next pixel."
-        if pixel is not None and self.works:
-            try: drawn = self.compiled(torch.tensor([self.decoder.t]), pixel)
-            except RuntimeError: self.works = False # there is no compiler
-            else:
-                self.decoder.t += 1
-                return drawn
-        return self.draw(self.decoder.step(pixel))
+        if pixel is None or not self.works: return self.draw(self.decoder.step(pixel))
+        if self.inner is not self.decoder: self.decoder.take(pixel)
+        try:
+            self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME)
+            drawn = self.compiled(torch.tensor([self.inner.t]), pixel)
+        except RuntimeError: # there is no compiler
+            self.works = False
+            return self.draw(self.inner.step(pixel))
+        self.inner.t += 1
+        return drawn
 
 # %% ../nbs/11_cached.ipynb #84dcaa52
 def _put(features, column, x): # [..., W, C], an int or a tensor [1], what comes there [..., C]
@@ -451,7 +458,8 @@ class _CachedPixelCNNpp:
         size = batch_size, model.image_shape[2] + -model.image_shape[2] % 4
         self.last = model.image_shape[2] - 1 # column
         row_of = lambda level, x: None if x is None else _ToldRow(x, size[1] >> level)
-        self.levels, self.told = model.levels, [row_of(*level) for level in enumerate(model.levels(*features))]
+        self.levels = model.levels
+        self.told = [row_of(*level) for level in enumerate(model.levels(*features))]
         self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
         self.down = _CachedDownStream(model, *size, self.told)
         self.right = _CachedRightStream(model, *size, self.told)

@@ -42,7 +42,7 @@ class Label(nn.Module):
             raise ValueError(f"A label is {wrong[0]}, but n_classes is {n}: labels are 0 to {n - 1}; "
                              "give other labels, or train with n_classes as large as they need.")
 
-    def forward(self, label, pixels): # int64 [B], or one number for all; float [B, 3, H, W] -> [B, 1, 1, width]
+    def forward(self, label, pixels): # int64 [B], or one for all; float [B, 3, H, W] -> [B, 1, 1, width]
         "A vector for each image; raises `ValueError` for wrong labels."
         label = _whole_numbers(label, len(pixels))
         if not (self.training and label.is_cuda): self.fits(None, label) # a GPU in training would wait
@@ -83,13 +83,13 @@ def bicubic(
 # %% ../nbs/10_conditions.ipynb #4b439f3a
 def rest_of_blocks(
     small,  # float [B, 3, h, w], the averages of blocks
-    pixels, # float [B, 3, H, W], of which those in the rows above are looked at
+    pixels, # float [B, 3, H, W]; a row of the result looks at the rows above it, and at no others
 ):          # [B, 3, h, H / h, w]
-    "What the pixels of a block average from each of its rows on."
+    "The mean of each block's pixels from each row down."
     factor = pixels.shape[2] // small.shape[2]
     rows = pixels.unflatten(-1, (-1, factor)).mean(-1).unflatten(2, (-1, factor))
-    n_left = torch.arange(factor, 0, -1, device=pixels.device)[:, None]
-    return (factor * small[..., None, :] - (rows.cumsum(3) - rows)) / n_left
+    above = F.pad(rows[..., :-1, :], (0, 0, 1, 0)).cumsum(3)
+    return (factor * small[..., None, :] - above) / torch.arange(factor, 0, -1, device=pixels.device)[:, None]
 
 # %% ../nbs/10_conditions.ipynb #383a4335
 class LowRes(nn.Module):

@@ -50,10 +50,10 @@ def grow(
     seed=None,       # of the draws
     condition=None,  # what the model is told, if it needs it
     fixed=None,      # which later pixels are known, bool [B, H * W], and all pixels, [B, H * W, 3]
-    compile=False,   # compile the Transformer's steps, which pays from about twenty calls on a CPU on
+    compile=False,   # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                   # uint8 [B, 3, H, W]
     "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
-    temperature = checked("temperature", temperature, float, above=0)
+    temperature, compile = checked("temperature", temperature, float, above=0), checked("compile", compile, bool)
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]
     fixed = fixed and [x.to(device) for x in fixed]
@@ -63,11 +63,11 @@ def grow(
         decoder = model.decoder(len(given), condition)
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
         draw = lambda params: model.likelihood(params).tempered(temperature).sample()
-        next_pixel = CompiledDraws(decoder, draw).step if compile else lambda pixel: draw(decoder.step(pixel))
+        draws = CompiledDraws(decoder, draw, compile)
         tune()
         for t in bar:
-            if not compile: tune() # what is compiled is for a number of threads
-            drawn = next_pixel(pixels[-1] if pixels else None)
+            if not draws.works: tune() # what is compiled is for a number of threads
+            drawn = draws.step(pixels[-1] if pixels else None)
             pixels.append(torch.where(fixed[0][:, t, None], fixed[1][:, t], drawn) if fixed else drawn)
     return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
 
@@ -79,7 +79,7 @@ def sample(
     temperature=1.0,      # sharper below 1, flatter above
     seed=None,            # the same seed gives the same images
     condition=None,       # what the model is told, if it needs it: labels, one for all, or low_res
-    compile=False,        # compile the Transformer's steps, which pays from about twenty calls on a CPU on
+    compile=False,        # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
     n = checked("n", n, int, least=1)
@@ -103,7 +103,7 @@ def complete(
     "Continue images from known pixels; raises `ValueError`, `TypeError` or `FileNotFoundError`."
     images = _of_the_shape(model, as_images(images, model.image_shape))
     known = _known(_one_of(rows, known), images.shape).flatten(1)
-    pixels, first = images.flatten(2).transpose(1, 2).long(), known.all(0).long().cumprod(0).sum()
+    pixels, first = images.flatten(2).mT.long().contiguous(), known.all(0).long().cumprod(0).sum()
     fixed = (known, pixels) if known[:, first:].any() else None
     return grow(model, pixels[:, :first], temperature, seed, condition, fixed, compile)
 
@@ -143,13 +143,14 @@ def super_resolve(
     low_res,         # uint8 [N, 3, H / factor, W / factor]; or picture files or Pillow images, of any size
     temperature=1.0, # sharper below 1, flatter above
     seed=None,       # the same seed gives the same images
+    compile=False,   # as for `sample`
 ):                   # uint8 [N, 3, H, W]
     "Large images for small ones; raises `ValueError` in one sentence."
     if model.settings.condition != "low_res":
         raise ValueError("This model was not trained to enlarge images: train one with condition=low_res.")
     small = as_images(low_res, [n // model.settings.factor for n in model.image_shape[1:]])
     if small.ndim != 4: raise ValueError(f"low_res is {list(small.shape)}: give uint8 [N, 3, h, w].")
-    return sample(model, len(small), "model", temperature, seed, small)
+    return sample(model, len(small), "model", temperature, seed, small, compile)
 
 # %% ../nbs/17_sampling.ipynb #76578da6
 @torch.no_grad()
