@@ -192,6 +192,7 @@ class TransformerDecoder(_CachedTransformer):
         super().__init__(model, batch_size, *features)
         self.t = 0
         self.graphs = _Graphs(self.positions, batch_size) if _on_cuda(self.positions) else None
+        self.compiles = not self.graphs # `params_at` is the same for all positions
 
     @torch.no_grad()
     def fill(self,
@@ -216,13 +217,13 @@ _SAME = {"fallback_random": True} # random numbers as without compilation
 class CompiledDraws:
     "Steps of a decoder with the draw after each as one function, compiled where that is possible."
     def __init__(self,
-        decoder,      # a decoder; one of another model than the Transformer, or on a GPU, runs as it is
+        decoder,      # a decoder; what is no TransformerDecoder, or on a GPU, runs as it is
         draw,         # a function of parameters [B, n_params] -> pixels [B, 3]
         compile=True, # or run all as they are
     ):
         self.decoder, self.draw, self.compiled = decoder, draw, None
         self.inner = decoder.decoder if isinstance(decoder, ToldByRow) else decoder
-        self.works = compile and isinstance(self.inner, TransformerDecoder) and not self.inner.graphs
+        self.works = compile and getattr(self.inner, "compiles", False)
 
     def _at(self, position, pixel): return self.draw(self.inner.params_at(position, pixel))
 
