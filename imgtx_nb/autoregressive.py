@@ -138,7 +138,7 @@ class AutoregressiveModel(_Conditioned, nn.Module):
         images = weight.new_zeros(batch_size, *self.image_shape, dtype=torch.uint8) # no pixel is known
         features = lambda: self.features(condition, scaled(images, weight.dtype))
         decoder = kind(self, batch_size, *features())
-        by_row = self.conditioner and self.conditioner.sees_rows
+        by_row = getattr(self.conditioner, "sees_rows", False)
         return ToldByRow(decoder, features, images) if by_row else decoder
 
 # %% ../nbs/04_autoregressive.ipynb #0b76dfa0

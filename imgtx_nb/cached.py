@@ -212,7 +212,7 @@ class TransformerDecoder(_CachedTransformer):
         return self.graphs.run("any", self.params_at, t, pixel)
 
 # %% ../nbs/11_cached.ipynb #22a19fe2
-_SAME = {"fallback_random": True} # random numbers as without compilation
+_SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
 
 class CompiledDraws:
     "Steps of a decoder with the draw after each as one function, compiled where that is possible."
@@ -233,7 +233,7 @@ class CompiledDraws:
         if pixel is None or not self.works: return self.draw(self.decoder.step(pixel))
         if self.inner is not self.decoder: self.decoder.take(pixel)
         try:
-            self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME)
+            self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME_DRAWS)
             drawn = self.compiled(torch.tensor([self.inner.t]), pixel)
         except RuntimeError: # there is no compiler
             self.works = False

@@ -19,8 +19,6 @@ from .parameters import checked
 # %% ../nbs/10_conditions.ipynb #bb69d985
 class Label(nn.Module):
     "A class, as a learned vector."
-    sees_rows = False
-
     def __init__(self,
         settings, # of a model, with n_classes
         width,    # channels of the features
