@@ -122,7 +122,9 @@ class LowRes(nn.Module):
         _refuse_other_size(small, (*shape[:2], *(n // self.factor for n in shape[2:])))
         small = scaled(small.to(pixels.device), pixels.dtype)
         large = F.pixel_shuffle(self.around(small), self.factor).permute(0, 2, 3, 1)
-        rest = torch.einsum("bchiw,ijcd->bhiwjd", rest_of_blocks(small, pixels), self.rest)
+        most = 1 + self.factor / 255 # what rounding allows; a picture that is drawn may go wrong by more
+        rest = rest_of_blocks(small, pixels).clamp(-most, most)
+        rest = torch.einsum("bchiw,ijcd->bhiwjd", rest, self.rest)
         return self.mix(F.gelu(large)) + rest.reshape(large.shape)
 
 # %% ../nbs/10_conditions.ipynb #d13510b5
