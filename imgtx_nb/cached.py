@@ -234,7 +234,7 @@ class CompiledDraws:
         if self.inner is not self.decoder: self.decoder.take(pixel)
         try:
             self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME_DRAWS)
-            drawn = self.compiled(torch.tensor([self.inner.t]), pixel)
+            drawn = self.compiled(torch.tensor([self.inner.t], device=pixel.device), pixel)
         except RuntimeError: # there is no compiler
             self.works = False
             return self.draw(self.inner.step(pixel))
