@@ -98,8 +98,7 @@ class _CachedTransformer:
         cached = lambda layer: CachedAttention(layer.attention, batch_size, height, width)
         self.attentions = [cached(layer) for layer in model.layers]
         self.positions = model.positions(height, width) # [H * W, d_model], with features [B, H * W, d_model]
-        for told in features: self.positions = self.positions + torch.zeros_like(told).flatten(1, 2)
-        self.tell(*features)
+        for told in features: self.positions = self.positions + told.flatten(1, 2)
 
     def tell(self, *features): # of a condition, [B, H, W, d_model] or [B, 1, 1, d_model], if there is one
         "Take other features from now on, in the place of the earlier ones."

@@ -65,9 +65,8 @@ def grow(
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
         draw = lambda params: model.likelihood(params).tempered(temperature).sample()
         draws = CompiledDraws(decoder, draw, compile)
-        tune()
         for t in bar:
-            if not draws.works: tune() # what is compiled is for a number of threads
+            if t == n_given or not draws.works: tune() # what is compiled is for a number of threads
             drawn = draws.step(pixels[-1] if pixels else None)
             pixels.append(torch.where(fixed[0][:, t, None], fixed[1][:, t], drawn) if fixed else drawn)
     return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
