@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .attention import has_triton, prepare
 from .autoregressive import bits_per_dim, evaluating, nats
+from .cached import as_graph, on_stream
 from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, class_names, digest, load_images, load_splits
@@ -132,7 +133,7 @@ class Muon(torch.optim.Optimizer):
             steps = _steps([part for m in momenta for part in m.flatten(1).chunk(n)])
             whole = [torch.cat(steps[n * i:n * i + n]).view(p.shape) for i, p in enumerate(params)]
             torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-            torch._foreach_add_(params, whole, alpha=-lr)
+            torch._foreach_sub_(params, torch._foreach_mul(whole, lr)) # lr may be a tensor
 
 # %% ../nbs/16_training.ipynb #a2bd84e7
 def _momenta(states, grads): # of parameters -> Nesterov's momentum of each
@@ -289,15 +290,27 @@ class Trainer(_Learner):
         self.nats = nats if compiled is model else torch.compile(nats)
         self.model, *self.optimizers = accelerator.prepare(compiled, *self.optimizers)
         if compiled is not model: _warm_up(self)
+        self.recorded = _Recorded(self) if _may_record(self, compiled) else None
 
     def step(self, step): # counts from 0 -> the loss in bits per dimension, a scalar tensor
         "One step of maximum likelihood; its randomness is a function of the seed and of `step`."
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 1009 + self.accelerator.process_index)
-        _set_learning_rate(self.optimizers, learning_rate(self.config, step))
-        self.accelerator.backward(loss := _loss(self, *self.batches.of(step)))
-        for optimizer in self.optimizers: optimizer.step(); optimizer.zero_grad()
+        rate, batch = learning_rate(self.config, step), self.batches.of(step)
+        loss = (self.recorded or self).move(rate, *batch)
         if self.mean: self.mean.update_parameters(self.raw)
+        return loss
+
+    def move(self, rate, images, labels): # the learning rate, a batch -> its loss, as in `step`
+        "Move the weights against the gradient."
+        _set_learning_rate(self.optimizers, rate)
+        self.accelerator.backward(loss := _loss(self, images, labels))
+        for optimizer in self.optimizers: optimizer.step(); optimizer.zero_grad()
         return loss.detach()
+
+    def load_state_dict(self, state): # what state_dict returned
+        "Go on from there; what was recorded knows only the tensors of before."
+        super().load_state_dict(state)
+        if self.recorded: self.recorded = _Recorded(self)
 
 # %% ../nbs/16_training.ipynb #72323bac
 def _initialized(config, image_shape, labels, batches): # of all training images; their _Batches
@@ -316,6 +329,41 @@ def _loss(trainer, images, labels): # a Trainer, a batch -> bits per dimension, 
 def _warm_up(trainer): # compiles forward and backward, before any clock runs
     trainer.accelerator.backward(_loss(trainer, *trainer.batches.of(0)))
     for optimizer in trainer.optimizers: optimizer.zero_grad()
+
+# %% ../nbs/16_training.ipynb #a2ae2d6c
+class _Recorded:
+    "A trainer's `move` on CUDA: three times as it is, and then as a CUDA graph."
+    def __init__(self, trainer): # a Trainer
+        self.trainer, self.runs, self.graph = trainer, 0, None
+        with torch.cuda.device(trainer.accelerator.device):
+            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+    def move(self, rate, *batch): # as in `Trainer`
+        "The same."
+        self.runs += 1
+        if self.runs <= 3: return on_stream(partial(self.trainer.move, rate, *batch), self.stream)
+        if self.runs == 4: self.record(*batch)
+        if not self.graph: return self.trainer.move(rate, *batch)
+        self.rate.fill_(rate)
+        for kept, x in zip(self.batch, batch): kept.copy_(x)
+        self.graph[0].replay()
+        return self.graph[1].clone()
+
+    def record(self, *batch):
+        "Record it, with tensors for all that changes from step to step."
+        self.batch, self.rate = [x.clone() for x in batch], torch.zeros((), device=batch[0].device)
+        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
+        for group in groups: group["capturable"] = True # Adam asks for it
+        step = partial(self.trainer.move, self.rate, *self.batch)
+        self.graph = as_graph(step, self.stream, self.pool, "training")
+        for group in groups: group["capturable"] = False
+        for optimizer in self.trainer.optimizers: optimizer.zero_grad()
+        _set_learning_rate(self.trainer.optimizers, 0.)
+
+# %% ../nbs/16_training.ipynb #f538ccad
+def _may_record(trainer, compiled): # the compiled network -> can its steps be CUDA graphs?
+    alone = trainer.accelerator.num_processes == 1
+    return trainer.accelerator.device.type == "cuda" and compiled is not trainer.raw and alone
 
 # %% ../nbs/16_training.ipynb #0b3b7921
 def _precision(config, device):

@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 HERE = torch.device("cpu") # stands for the GPU of the model
 ELSEWHERE = "another GPU"  # the current device at the start
+TENSOR_LR = (torch.ops.aten.new_empty_strided.default, torch.ops.aten._fused_adamw_.tensor_lr, # first met in a recording
+             torch.ops.aten.rsub.Scalar, torch.ops.aten._foreach_mul.Tensor, torch.ops.aten._foreach_mul_.Tensor)
 WAITING = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.unique_dim)
 
 
@@ -21,7 +23,7 @@ class Machine(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.device, self.streams, self.recording, self.loaded = ELSEWHERE, {}, None, set()
+        self.device, self.streams, self.recording, self.loaded = ELSEWHERE, {}, None, {*TENSOR_LR}
         self.graphs, self.pools, self.recorded_on, self.fails_at = [], defaultdict(list), [], None
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -111,8 +113,9 @@ class Graph:
             raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({func})")
         given = {storage(x) for x in tensors(args, kwargs)}
         for place, x in zip(func._schema.arguments, args):
-            if place.alias_info and place.alias_info.is_write and storage(x) not in {**self.own, **self.changed}:
-                self.changed[storage(x)] = x, x.untyped_storage().clone()
+            if not (place.alias_info and place.alias_info.is_write): continue
+            for y in tensors(x):
+                if storage(y) not in {**self.own, **self.changed}: self.changed[storage(y)] = y, y.untyped_storage().clone()
         out = func(*args, **kwargs)
         made = [x for x in tensors(out) if storage(x) not in given]
         self.own |= {storage(x): x for x in made}
@@ -127,18 +130,21 @@ class Graph:
     def replay(self):
         for graph in self.machine.pools[id(self.pool)]:
             if graph.holds: graph.forget()
-        for func, args, kwargs, out in self.calls:
-            for old, new in zip(tensors(out), tensors(func(*args, **kwargs))):
-                if storage(old) != storage(new): old.copy_(new)
+        with torch._C._AutoDispatchBelowAutograd(): # gradients are among the calls
+            for func, args, kwargs, out in self.calls:
+                for old, new in zip(tensors(out), tensors(func(*args, **kwargs))):
+                    if storage(old) != storage(new): old.copy_(new)
         self.n_replays, self.holds = self.n_replays + 1, True
 
 
 @contextmanager
 def emulated_cuda(monkeypatch):
-    "Decoders that are made inside take the CPU for a GPU; yields the machine."
+    "Decoders and trainers that are made inside take the CPU for a GPU; yields the machine."
     import imgtx_nb.cached as cached
+    import imgtx_nb.training as training
     machine = Machine()
     with monkeypatch.context() as patch, machine:
         for name, value in vars(machine.as_torch_cuda()).items(): patch.setattr(torch.cuda, name, value)
         patch.setattr(cached, "_on_cuda", lambda x: True)
+        patch.setattr(training, "_may_record", lambda *_: True)
         yield machine

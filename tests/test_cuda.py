@@ -1,4 +1,5 @@
 "What only a GPU can show: `pytest tests/test_cuda.py` on a machine that has one. A second GPU is used if there is one."
+import copy
 import json
 import logging
 import warnings
@@ -114,12 +115,34 @@ def test_scores_are_those_of_the_cpu(kind):
 
 def test_a_step_waits_for_nothing():
     trainer = trainer_of(config(ema_decay=.9))
-    for step in range(3): trainer.step(step)
+    for step in range(5): trainer.step(step) # the fourth is recorded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    try: losses = [trainer.step(step) for step in range(3, 6)]
+    try: losses = [trainer.step(step) for step in range(5, 8)]
     finally: torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
+
+
+@kinds
+def test_recorded_steps_of_training_are_those_that_are_not(kind):
+    results = []
+    for recorded in (True, False):
+        trainer = trainer_of(config(kind, precision="float32", ema_decay=.9))
+        if not recorded: trainer.recorded = None
+        losses = torch.stack([trainer.step(step) for step in range(8)])
+        if recorded: assert trainer.recorded.graph
+        results.append((losses, *trainer.scored.parameters()))
+    for got, expected in zip(*results): assert torch.allclose(got, expected, atol=1e-4)
+
+
+def test_what_was_recorded_is_forgotten_when_a_state_is_loaded():
+    trainer = trainer_of(config("rotary", ema_decay=.9, precision="float32"))
+    for step in range(5): trainer.step(step)
+    state = copy.deepcopy(trainer.state_dict())
+    expected = [trainer.step(step) for step in range(5, 8)]
+    trainer.load_state_dict(state)
+    got = [trainer.step(step) for step in range(5, 8)]
+    assert torch.allclose(torch.stack(got), torch.stack(expected), atol=1e-4)
 
 
 def test_a_resumed_run_ends_close_to_one_that_was_not_interrupted(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 "What is done on a GPU, as far as a CPU can tell: CUDA graphs on an emulated machine, and the first stage of the compiler."
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import pytest
@@ -14,8 +14,10 @@ import imgtx_nb.cached as cached
 from emulation import ELSEWHERE, HERE, emulated_cuda
 from imgtx_nb.attention import FlexAttention, dense_attention, prepare, tiles
 from imgtx_nb.cached import cache_plan
+from imgtx_nb.config import RunConfig
 from imgtx_nb.masks import first_keys, local_1d, local_2d, non_local
 from imgtx_nb.pixelcnnpp import PixelCNNpp
+from imgtx_nb.training import Trainer, make_accelerator
 from imgtx_nb.transformer import ImageTransformer
 
 KINDS = ("transformer", "rotary", "pixelcnnpp")
@@ -132,6 +134,45 @@ def test_recorded_steps_know_the_condition_of_their_row(kind, condition, monkeyp
     with torch.no_grad(): expected = model(images, told).flatten(1, 2)
     with emulated_cuda(monkeypatch): got = grown(model.decoder(2, told), pixels)
     assert torch.allclose(got, expected, atol=1e-4)
+
+
+# Steps of training
+
+SMALL = dict(scale="tiny", n_layers=2, d_model=16, n_heads=2, d_ff=16, kernel_size=2, batch_size=4, precision="float32", dropout=0.)
+NOISE = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def learned(monkeypatch=None, fails_at=None, **settings):
+    "Losses and weights after eight steps, and on an emulated GPU its graphs, and the warnings."
+    config = RunConfig(**SMALL | settings)
+    with emulated_cuda(monkeypatch) if monkeypatch else nullcontext() as machine, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if machine: machine.fails_at = fails_at
+        trainer = Trainer(config, NOISE, make_accelerator(config))
+        losses = torch.stack([trainer.step(step) for step in range(8)])
+    weights = [p.detach().clone() for p in trainer.scored.parameters()]
+    return losses, weights, machine and machine.graphs, [str(w.message) for w in caught]
+
+
+RECIPES = pytest.mark.parametrize("settings", [dict(optimizer="adam"), dict(optimizer="muon", ema_decay=.9), dict(recipe="today")])
+
+
+@RECIPES
+def test_recorded_steps_of_training_are_those_that_are_not(settings, monkeypatch):
+    losses, weights, *_ = learned(**settings)
+    got, got_weights, (graph,), _ = learned(monkeypatch, **settings)
+    assert graph.n_replays == 5 # but the first three
+    assert torch.allclose(got, losses, atol=1e-5)
+    for a, b in zip(got_weights, weights): assert torch.allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("fails_at", [0, 200])
+def test_training_goes_on_where_no_step_can_be_recorded(fails_at, monkeypatch):
+    losses, weights, *_ = learned(optimizer="muon")
+    got, got_weights, graphs, said = learned(monkeypatch, fails_at, optimizer="muon")
+    assert not graphs and [line for line in said if "training goes on without" in line] == said and len(said) == 1
+    assert torch.allclose(got, losses, atol=1e-5)
+    for a, b in zip(got_weights, weights): assert torch.allclose(a, b, atol=1e-5)
 
 
 # The compiler
