@@ -181,7 +181,8 @@ class _Graphs:
             if kind not in self.warm:
                 self.warm.add(kind)
                 return on_stream(fixed, self.stream)
-            if kind not in self.graphs: self.graphs[kind] = as_graph(fixed, self.stream, self.pool, "sampling")
+            if kind not in self.graphs:
+                self.graphs[kind] = as_graph(fixed, self.stream, self.pool, "sampling")
             if self.graphs[kind]:
                 self.graphs[kind][0].replay()
                 return self.graphs[kind][1].clone()

@@ -225,6 +225,7 @@ def table1_markdown(
         if wanted(title) and column in table and table[column].notna().any():
             shown[title] = [number(value, digits) for value in table[column]]
     if table.loss.nunique() > 1: shown["loss"] = table.loss
+    if {"images/s", "minutes"} & {*shown} and _maker(table).nunique() > 1: shown["trained on"] = _maker(table)
     if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
     notes = [f"Test bits/dim on {where_from(whole)}."]
     if shared: notes.append(f"All rows: {', '.join(shared)}.")
@@ -236,6 +237,8 @@ def table1_markdown(
 # %% ../nbs/19_results.ipynb #51a648ee
 _ON_THE_LAST_FALL = ("Last fall: what 1,000 steps took off validation bits/dim "
                      "between the last two validations.")
+
+def _maker(table): return table.hardware.str.split(",").str[0] # without the number of threads
 
 # %% ../nbs/19_results.ipynb #df727b04
 def with_costs(
