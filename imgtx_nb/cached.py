@@ -158,7 +158,7 @@ def as_graph(
     except RuntimeError as e:
         why = " ".join(str(e.__context__ or e).split())[:200]
         warnings.warn(f"A step of {what} could not be recorded as a CUDA graph ({why}): "
-                      f"{what} goes on without, several times slower.")
+                      f"{what} goes on without, and slower.")
         return None
     return graph, out
 

@@ -565,7 +565,7 @@ def touchable(
     "A picture that can be moved by hand where scripts run."
     from IPython.display import HTML
     from matplotlib.pyplot import close
-    figure.savefig(file := BytesIO(), format="png", dpi=80)
+    figure.savefig(file := BytesIO(), format="png", dpi=60)
     close(figure)
     png = base64.b64encode(file.getvalue()).decode()
     image = f'<img alt="{alt}" src="data:image/png;base64,{png}">'
@@ -691,7 +691,7 @@ def enlarged(
 def with_crop(
     picture,     # a Pillow image of mode RGB
     image_shape, # (3, H, W)
-    side=256,    # height of the image made of it, in pixels
+    side=192,    # height of the image made of it, in pixels
 ):               # a Pillow image
     "A picture with its crop in red, beside the image that is made of it."
     scale = min(2 * side / picture.width, side / picture.height)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_test', 'table_row', 'table1', 'write_table',
            'where_from', 'markdown_table', 'number', 'table1_markdown', 'with_costs', 'context_use', 'context_table',
-           'context_markdown', 'draw_samples', 'draw_curves', 'live_curve', 'draw_budget', 'path_table',
+           'context_markdown', 'draw_samples', 'draw_rows', 'draw_curves', 'live_curve', 'draw_budget', 'path_table',
            'path_markdown', 'draw_paths', 'pixel_bits', 'draw_bits', 'draw_mixtures', 'write_results', 'save_figure',
            'results_explorer']
 
@@ -218,18 +218,20 @@ def table1_markdown(
     "The table for people, and under it what it was measured on."
     whole, table = table, table.assign(images=table.steps * table.batch_size)
     table, known = _side_by_side(table)
-    shared = _shared(table.settings)
-    shown = pd.DataFrame({"model": [_without(row, shared) for row in table.to_dict("records")]})
+    beside = ["loss", *(title for title in known if not columns or title in columns)]
+    shared, shown = _shared(table.settings), pd.DataFrame({"model": _names(table, beside)})
     wanted = lambda title: not columns or {title, title.split(", ")[0]} & {*columns} # both recipes' bits/dim
     for title, (column, digits) in known.items():
         if wanted(title) and column in table and table[column].notna().any():
             shown[title] = [number(value, digits) for value in table[column]]
     if table.loss.nunique() > 1: shown["loss"] = table.loss
-    if {"images/s", "minutes"} & {*shown} and _maker(table).nunique() > 1: shown["trained on"] = _maker(table)
+    timed, processors = {"images/s", "minutes"} & {*shown}, _processor(table)
+    if timed and processors.nunique() > 1: shown["trained on"] = processors
     if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
     notes = [f"Test bits/dim on {where_from(whole)}."]
     if shared: notes.append(f"All rows: {', '.join(shared)}.")
-    if whole.recipe.nunique() > 1: notes.append(f"Other numbers: with the recipe {whole.recipe.iloc[-1]}.")
+    if whole.recipe.nunique() > 1 and len(beside) > 3:
+        notes.append(f"Other numbers: by the recipe {whole.recipe.iloc[-1]}, if a row has both.")
     if "last fall" in shown: notes.append(_ON_THE_LAST_FALL)
     if "GB to train" in shown: notes.append(_on_the_costs(table))
     return f"{markdown_table(shown)}\n\n{' '.join(notes)}"
@@ -238,7 +240,7 @@ def table1_markdown(
 _ON_THE_LAST_FALL = ("Last fall: what 1,000 steps took off validation bits/dim "
                      "between the last two validations.")
 
-def _maker(table): return table.hardware.str.split(",").str[0] # without the number of threads
+def _processor(table): return table.hardware.str.split(",").str[0] # without the number of threads
 
 # %% ../nbs/19_results.ipynb #df727b04
 def with_costs(
@@ -269,6 +271,17 @@ def _shared(settings): # texts of "name = value, ..." -> those that all have, if
 def _without(row, shared): # a row of table1 -> its words without what all rows share
     settings = [setting for setting in row["settings"].split(", ") if setting and setting not in shared]
     return ", ".join([row["model"], *settings])
+
+# %% ../nbs/19_results.ipynb #b1c61649
+def _names(table, shown=()): # of table1; what is shown beside the names -> a name for each row
+    shared = _shared(table.settings)
+    names = [_without(row, shared) for row in table.to_dict("records")]
+    images = [f"{number(n)} images" for n in pd.to_numeric(table.steps) * table.batch_size]
+    for title, words in {"images seen": images, "loss": [*table.loss]}.items(): # told where names are equal
+        others = [{word for name, word in zip(names, words) if name == mine} for mine in names]
+        differ = [len(several) > 1 and title not in shown for several in others]
+        names = [f"{name}, {word}" if told else name for name, word, told in zip(names, words, differ)]
+    return names
 
 # %% ../nbs/19_results.ipynb #4cfeb2ea
 def context_use(
@@ -305,9 +318,8 @@ def context_markdown(
     table, # what context_table returned
 ):         # markdown
     "The same for people."
-    shared, bits = _shared(table.settings), lambda column: table[column].map("{:.3f}".format)
-    models = [_without(row, shared) for row in table.to_dict("records")]
-    shown = pd.DataFrame({"model": models, "own context": bits("own"),
+    bits = lambda column: table[column].map("{:.3f}".format)
+    shown = pd.DataFrame({"model": _names(table), "own context": bits("own"),
                           "another image's context": bits("another_image"),
                           "rows shuffled": bits("rows_shuffled")})
     note = f"Bits/dim of the first {table.n_images.max()} test images; models of {where_from(table)}."
@@ -317,7 +329,7 @@ def context_markdown(
 def _caption(fig, title, table=None):
     width = fig.get_figwidth()
     fig.suptitle(_wrapped(title, int(11 * width)), fontsize=10)
-    source = "" if table is None else _wrapped(where_from(table), int(19 * width))
+    source = "" if table is None else _wrapped(where_from(table), int(17 * width))
     if source: fig.supxlabel(source, fontsize=7, color="#505050")
     return fig
 
@@ -346,6 +358,24 @@ def draw_samples(
     score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"
     return _caption(fig, f"{_without(table.loc[0], ())}: {score}", table)
 
+# %% ../nbs/19_results.ipynb #8eca95e7
+def draw_rows(
+    folders, # the folders of runs with pictures
+    n=4,     # samples of each
+):           # the matplotlib figure
+    "Samples of several models, a row for each."
+    table, paths = table1(folders), [find_path(f) for f in folders]
+    size = 5, .6 + .46 * len(paths)
+    fig, axes = plt.subplots(len(paths), squeeze=False, figsize=size, layout="constrained")
+    for ax, path, name, score in zip(axes.flat, paths, _names(table), table.bits_per_dim):
+        samples = _read_sheet(path/"samples.png", *_sides(path))[0][:n]
+        ax.imshow(image_grid(samples, n), interpolation="nearest")
+        label = f"{_wrapped(name, 46)}\n{score:.3f} bits/dim"
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=6.5)
+        ax.set(xticks=[], yticks=[], frame_on=False)
+    fig.supxlabel(where_from(table, ("dataset", "scale")), fontsize=7, color="#505050")
+    return _caption(fig, "Samples")
+
 # %% ../nbs/19_results.ipynb #a9d6f919
 def _sides(folder): # a run folder with pictures -> height and width of its images
     shape = read_json(folder/"summary.json").get("image_shape")
@@ -357,21 +387,22 @@ def draw_curves(
     folders, # the folders of the runs
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
-    table = table1(folders)
-    curves, shared = [read_metrics(find_path(f)) for f in folders], _shared(table.settings)
-    fig, ax = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
-    for (_, row), metrics, colour in zip(table.iterrows(), curves, sns.color_palette("deep", len(curves))):
-        images = metrics.step * row.batch_size
+    table, curves = table1(folders), [read_metrics(find_path(f)) for f in folders]
+    fig, ax = plt.subplots(figsize=(9, 4.4), layout="constrained")
+    colours = sns.color_palette("deep" if len(curves) <= 10 else "husl", len(curves))
+    for name, batch_size, metrics, colour in zip(_names(table), table.batch_size, curves, colours):
+        images = metrics.step * batch_size
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(images, training, color=colour, lw=1, alpha=.6)
         valid = metrics.assign(images=images)[["images", "valid_bits_per_dim"]].dropna().values.T
-        ax.plot(*valid, "o-", color=colour, ms=4, label=_wrapped(_without(row, shared), 50))
+        ax.plot(*valid, "o-", color=colour, ms=4, label=_wrapped(name, 36))
     ax.set(xlabel="training images seen", ylabel="bits/dim")
     known = pd.concat(curves)
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
     if lowest < highest: ax.set_ylim(lowest - .1, highest + .5) # the start of training may lie above
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.legend(title="dots: validation; thin lines: training", fontsize=7.5, title_fontsize=8)
+    fig.legend(loc="outside right upper", title="dots: validation; thin lines: training",
+               fontsize=7, title_fontsize=8)
     return _caption(fig, "Learning curves", table)
 
 # %% ../nbs/19_results.ipynb #c7bd02a7
@@ -602,7 +633,7 @@ def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
 ):               # the table, a DataFrame
-    "Write the tables as .csv and .md, and the figures as .png: schemes, samples, curves, bits of pixels."
+    "Write the tables as .csv and .md, and the figures as .png: schemes, curves, samples, completions, bits."
     results, folders = Path(results_dir), [find_path(f) for f in _listed(folders)]
     table = with_costs(table1(folders), results/"costs")
     try: results.mkdir(parents=True, exist_ok=True)
@@ -613,10 +644,14 @@ def write_results(
     if drawn: write_table(results/"context_use", context_table(drawn), context_markdown)
     schemes = [*dict.fromkeys(filter(None, (build_scheme(read_config(f)) for f in folders)))]
     if schemes: save_figure(draw_schemes(schemes, (20, 12), 32, 32), results/"schemes.png")
-    for folder in drawn: save_figure(draw_samples(folder), results/f"samples-{folder.name}.png")
     save_figure(draw_curves(folders), results/"learning_curves.png")
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
-    loadable = [folder for folder in ranked if has_weights(folder) and not read_config(folder).condition]
+    told = lambda folder: read_config(folder).condition is not None # those that are not come first
+    if drawn:
+        best = min(drawn, key=lambda folder: (told(folder), ranked.index(folder)))
+        if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
+        save_figure(draw_samples(best), results/"completions.png")
+    loadable = [folder for folder in ranked if has_weights(folder) and not told(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     say(f"Table and figures are in {_from_here(results.resolve())}.")
     return table
@@ -643,17 +678,16 @@ def results_explorer(
 ):           # HTML, for a cell's output
     "Rows and learning curves of runs, to take out and to put back; a run that is touched tells its settings."
     table, runs = table1(folders), []
-    shared = _shared(table.settings)
-    for row, folder in zip(table.to_dict("records"), folders):
+    for row, name, folder in zip(table.to_dict("records"), _names(table), folders):
         metrics = read_metrics(find_path(folder))
         images, lines = metrics.step * row["batch_size"], {}
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         every = max(1, len(metrics) // 80)
-        for name, bits in (("train", training[::every]), ("valid", metrics.valid_bits_per_dim.dropna())):
-            lines[name] = [(int(images[i]), round(bit, 3)) for i, bit in bits.items()]
+        for line, bits in (("train", training[::every]), ("valid", metrics.valid_bits_per_dim.dropna())):
+            lines[line] = [(int(images[i]), round(bit, 3)) for i, bit in bits.items()]
         settings = [f"{r['parameter']} = {r['value']}" for r in config_rows(read_config(find_path(folder)))
                     if r["value"] is not None]
-        runs.append(dict(label=_without(row, shared), parameters=row["n_parameters"],
+        runs.append(dict(label=name, parameters=row["n_parameters"],
                          bits=round(row["bits_per_dim"], 3), settings=", ".join(settings), **lines))
     return touchable(draw_curves(folders), "Learning curves of the runs", dict(runs=runs), _RESULTS)
 
@@ -661,7 +695,7 @@ def results_explorer(
 _RESULTS = """
 const {runs} = data, high = 300, left = 44, low = 24, wide = Math.min(640, root.clientWidth || 640)
 const colours = ["#4c72b0", "#dd8452", "#2e8b57", "#c44e52", "#8172b3", "#937860", "#d16ba5", "#6b6b6b",
-  "#a08a1c", "#2a9db5"]
+  "#a08a1c", "#2a9db5", "#3d5a80", "#e07a5f", "#7a4fa3", "#5fa052"]
 const hue = n => colours[n % colours.length]
 root.innerHTML = `<svg viewBox="0 0 ${wide} ${high}" role="img" aria-label="Learning curves"
     style="width: 100%; max-width: ${1.25 * wide}px; background: #fff"></svg>

@@ -334,36 +334,38 @@ def _warm_up(trainer): # compiles forward and backward, before any clock runs
 class _Recorded:
     "A trainer's `move` on CUDA: three times as it is, and then as a CUDA graph."
     def __init__(self, trainer): # a Trainer
-        self.trainer, self.runs, self.graph = trainer, 0, None
-        with torch.cuda.device(trainer.accelerator.device):
-            self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self.trainer, self.n_moves, self.graph = trainer, 0, None
+        self.device = torch.cuda.device(trainer.accelerator.device)
+        with self.device: self.stream, self.pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def move(self, rate, *batch): # as in `Trainer`
-        "The same."
-        self.runs += 1
-        if self.runs <= 3: return on_stream(partial(self.trainer.move, rate, *batch), self.stream)
-        if self.runs == 4: self.record(*batch)
-        if not self.graph: return self.trainer.move(rate, *batch)
-        self.rate.fill_(rate)
-        for kept, x in zip(self.batch, batch): kept.copy_(x)
-        self.graph[0].replay()
-        return self.graph[1].clone()
+        "What `Trainer.move` does, with all its kernels started by one call."
+        self.n_moves += 1
+        with self.device:
+            if self.n_moves <= 3: return on_stream(partial(self.trainer.move, rate, *batch), self.stream)
+            if self.n_moves == 4: self.record(rate, *batch)
+            if not self.graph: return self.trainer.move(rate, *batch)
+            self.rate.fill_(rate)
+            for kept, x in zip(self.batch, batch): kept.copy_(x)
+            self.graph[0].replay()
+            return self.graph[1].clone()
 
-    def record(self, *batch):
+    def record(self, rate, *batch):
         "Record it, with tensors for all that changes from step to step."
-        self.batch, self.rate = [x.clone() for x in batch], torch.zeros((), device=batch[0].device)
-        groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        for group in groups: group["capturable"] = True # Adam asks for it
+        optimizers, self.batch = self.trainer.optimizers, [x.clone() for x in batch]
+        self.rate = torch.zeros((), device=batch[0].device)
+        adam = [group for o in optimizers for group in o.param_groups if "capturable" in group]
+        for group in adam: group["capturable"] = True # PyTorch refuses to record Adam without
         step = partial(self.trainer.move, self.rate, *self.batch)
         self.graph = as_graph(step, self.stream, self.pool, "training")
-        for group in groups: group["capturable"] = False
-        for optimizer in self.trainer.optimizers: optimizer.zero_grad()
-        _set_learning_rate(self.trainer.optimizers, 0.)
+        for group in adam: group["capturable"] = False
+        for optimizer in optimizers: optimizer.zero_grad()
+        _set_learning_rate(optimizers, rate) # a number again, for checkpoints
 
 # %% ../nbs/16_training.ipynb #f538ccad
 def _may_record(trainer, compiled): # the compiled network -> can its steps be CUDA graphs?
-    alone = trainer.accelerator.num_processes == 1
-    return trainer.accelerator.device.type == "cuda" and compiled is not trainer.raw and alone
+    on_cuda, draws = trainer.accelerator.device.type == "cuda", bool(trainer.config.dropout)
+    return on_cuda and compiled is not trainer.raw and not draws and trainer.accelerator.num_processes == 1
 
 # %% ../nbs/16_training.ipynb #0b3b7921
 def _precision(config, device):
