@@ -633,7 +633,7 @@ def write_results(
     folders,     # the folders of the runs, in the order of the rows
     results_dir, # where the table and the figures go; made if it is not there
 ):               # the table, a DataFrame
-    "Write the tables as .csv and .md, and the figures as .png: schemes, curves, samples, completions, bits."
+    "Write the tables as .csv and .md, and the figures as .png: schemes, curves, samples, the best, bits."
     results, folders = Path(results_dir), [find_path(f) for f in _listed(folders)]
     table = with_costs(table1(folders), results/"costs")
     try: results.mkdir(parents=True, exist_ok=True)
@@ -650,7 +650,7 @@ def write_results(
     if drawn:
         best = min(drawn, key=lambda folder: (told(folder), ranked.index(folder)))
         if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
-        save_figure(draw_samples(best), results/"completions.png")
+        save_figure(draw_samples(best), results/"best.png")
     loadable = [folder for folder in ranked if has_weights(folder) and not told(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     say(f"Table and figures are in {_from_here(results.resolve())}.")
