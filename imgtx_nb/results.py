@@ -230,7 +230,7 @@ def table1_markdown(
     if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
     notes = [f"Test bits/dim on {where_from(whole)}."]
     if shared: notes.append(f"All rows: {', '.join(shared)}.")
-    if whole.recipe.nunique() > 1 and len(beside) > 3:
+    if whole.recipe.nunique() > 1 and {*shown} & {*COLUMNS} - {"parameters"}:
         notes.append(f"Other numbers: by the recipe {whole.recipe.iloc[-1]}, if a row has both.")
     if "last fall" in shown: notes.append(_ON_THE_LAST_FALL)
     if "GB to train" in shown: notes.append(_on_the_costs(table))

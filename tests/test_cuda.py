@@ -113,9 +113,10 @@ def test_scores_are_those_of_the_cpu(kind):
     assert abs(evaluate(on_gpu, IMAGES) - evaluate(on_cpu, IMAGES)) < 1e-4
 
 
-def test_a_step_waits_for_nothing():
-    trainer = trainer_of(config(ema_decay=.9))
-    for step in range(5): trainer.step(step) # the fourth is recorded
+@pytest.mark.parametrize("dropout", [0., .1])
+def test_a_step_waits_for_nothing(dropout):
+    trainer = trainer_of(config(ema_decay=.9, dropout=dropout))
+    for step in range(5): trainer.step(step) # without dropout the fourth is recorded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try: losses = [trainer.step(step) for step in range(5, 8)]
