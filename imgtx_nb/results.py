@@ -401,6 +401,7 @@ def draw_curves(
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
     if lowest < highest: ax.set_ylim(lowest - .1, highest + .5) # the start of training may lie above
     ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.locator_params("x", nbins=6)
     fig.legend(loc="outside right upper", title="dots: validation; thin lines: training",
                fontsize=7, title_fontsize=8)
     return _caption(fig, "Learning curves", table)
