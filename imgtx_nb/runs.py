@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'write_whole', 'write_json', 'read_json', 'read_config', 'RunFolder', 'refuse_other', 'noted_images',
-           'refuse_other_data', 'forget_outcome', 'write_metrics', 'read_metrics', 'write_weights', 'has_weights',
-           'kept_score', 'write_checkpoint', 'checkpoints', 'read_checkpoints', 'commit', 'hardware', 'versions',
-           'find_run', 'load_run']
+           'refuse_other_data', 'forget_outcome', 'write_metrics', 'read_metrics', 'packed', 'unpacked',
+           'write_weights', 'has_weights', 'kept_score', 'write_checkpoint', 'checkpoints', 'read_checkpoints',
+           'commit', 'hardware', 'versions', 'find_run', 'load_run']
 
 # %% ../nbs/15_runs.ipynb #646f4ff6
 import json
@@ -17,10 +17,13 @@ import subprocess
 import warnings
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -28,6 +31,7 @@ from safetensors.torch import save_file
 import imgtx_nb
 from .config import build_model, config_from, differing
 from .data import find_path, from_root
+from .parameters import checked
 
 # %% ../nbs/15_runs.ipynb #1c4d4a79
 def write_whole(
@@ -184,12 +188,45 @@ def read_metrics(path): # the folder of a run -> a DataFrame
         warnings.warn(f"{path/'metrics.csv'} cannot be read ({e}): the run is shown without its curve.")
         return pd.DataFrame(columns=METRICS, dtype=float)
 
+# %% ../nbs/15_runs.ipynb #e3de00fb
+def packed(
+    x,    # float [...]
+    bits, # of a number, 2 to 16
+):        # uint8 [groups of 32 numbers, 4 bits + 2]
+    "Numbers as equal steps up to the largest of each group of 32; raises `ValueError` about `bits`."
+    steps = 2**(checked("bits", bits, int, least=2, most=16) - 1) - 1
+    groups = F.pad(x.float().flatten(), (0, -x.numel() % 32)).view(-1, 32)
+    largest = groups.abs().amax(1, keepdim=True).half()
+    codes = (groups / largest).nan_to_num().clamp(-1, 1).mul(steps).round().add(steps).int()
+    digits = (codes[..., None] >> torch.arange(bits)) & 1
+    digits = np.packbits(digits.flatten(1).numpy().astype(bool), axis=1)
+    return torch.cat([torch.from_numpy(digits), largest.view(torch.uint8)], 1)
+
+def unpacked(
+    data,  # uint8 [groups of 32 numbers, 4 bits + 2]
+    shape, # of the numbers
+):         # float32 [*shape]
+    "The numbers of `packed`."
+    bits = (data.shape[1] - 2) // 4
+    digits = torch.from_numpy(np.unpackbits(data[:, :-2].numpy(), axis=1)).view(-1, 32, bits)
+    codes, steps = (digits.int() << torch.arange(bits)).sum(-1), 2**(bits - 1) - 1
+    largest = data[:, -2:].contiguous().view(torch.float16)
+    return ((codes - steps) / steps * largest).flatten()[:prod(shape)].view(shape)
+
 # %% ../nbs/15_runs.ipynb #b8f22c16
-def write_weights(path, model): # the folder of a run, and an AutoregressiveModel
-    "Write the weights of a model, in its own precision."
+def write_weights(
+    path,      # the folder of a run
+    model,     # an AutoregressiveModel
+    bits=None, # of a number in a matrix, 2 to 16; None: the model's own precision
+):
+    "Write the weights of a model; raises `ValueError` about `bits`."
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if bits is not None: weights = {k: _passed_on(v, bits) for k, v in weights.items()}
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
+
+def _passed_on(x, bits): # vectors are few: they keep 16 bits
+    return x if not x.is_floating_point() else packed(x, bits) if x.ndim > 1 else x.half()
 
 # %% ../nbs/15_runs.ipynb #b08721bf
 def has_weights(path): # the folder of a run -> bool
@@ -197,9 +234,14 @@ def has_weights(path): # the folder of a run -> bool
     try:
         with safe_open(path/"model.safetensors", "pt") as kept, torch.device("meta"):
             model = build_model(read_config(path), json.loads(kept.metadata()["image_shape"]))
-            shapes = {name: tuple(kept.get_slice(name).get_shape()) for name in kept.keys()}
-        return shapes == {name: tuple(x.shape) for name, x in model.state_dict().items()}
+            weights, own = {name: kept.get_slice(name) for name in kept.keys()}, model.state_dict()
+        return weights.keys() == own.keys() and all(_fits(weights[name], x) for name, x in own.items())
     except (OSError, SafetensorError, KeyError, TypeError, ValueError): return False
+
+def _fits(kept, x): # what lies in the file, and a tensor of the model
+    shape = kept.get_shape()
+    if kept.get_dtype() == "U8" and len(shape) == 2: return shape[0] == -(-x.numel() // 32) # packed
+    return shape == list(x.shape)
 
 def kept_score(path): # the folder of a run -> bits/dim of the test images, or None
     "The score in the summary of a run, if it has one."
@@ -297,5 +339,7 @@ def _with_weights(config, path):
         shape = json.loads(kept.metadata()["image_shape"])
         weights = {name: kept.get_tensor(name) for name in kept.keys()}
     model = build_model(config, shape)
-    model.load_state_dict(weights)
+    own = model.state_dict()
+    packs = [name for name, x in weights.items() if x.dtype == torch.uint8 and name in own]
+    model.load_state_dict(weights | {name: unpacked(weights[name], own[name].shape) for name in packs})
     return model
