@@ -240,8 +240,9 @@ class SelfAttention(nn.Module):
 # %% ../nbs/06_attention.ipynb #a4e5c511
 def _refuse_heads(d_model, n_heads, rotary): # as for `SelfAttention`
     if d_model % (n_heads * (4 if rotary else 1)):
-        raise ValueError(f"d_model {d_model} is not divisible by {'4 times ' * rotary}n_heads {n_heads}: "
-                         "choose n_heads that divides it.")
+        heads = "4 times n_heads" if rotary else "n_heads"
+        raise ValueError(f"d_model {d_model} is not divisible by {heads} {n_heads}: "
+                         f"choose n_heads so that {heads} divides d_model.")
 
 # %% ../nbs/06_attention.ipynb #9913a8bc
 @torch.compiler.assume_constant_result # a compiled model would compute them in every step

@@ -53,7 +53,7 @@ class Described:
     n_mixtures: int = setting(10, "logistics in the mixture", least=1, most=1000, only={"likelihood": "dmol"})
     condition: str = setting(None, "what is told beforehand; left out: nothing", choices=CONDITIONS)
     n_classes: int = setting(10, "classes of the labels", least=1, only={"condition": "label"})
-    factor: int = setting(4, "times that low_res is smaller", least=2, only={"condition": "low_res"})
+    factor: int = setting(4, "how many times smaller low_res is", least=2, only={"condition": "low_res"})
 
     title = None    # in tables; without one, the model's name in `MODELS`
     decoding = None # "module:class" of a decoder that recomputes nothing; without one, the plain decoder
@@ -146,7 +146,7 @@ MODELS = {}
 
 # %% ../nbs/04_autoregressive.ipynb #921727db
 class RecomputingDecoder:
-    "Grows images of any model the plain way: for every pixel, `forward` on the picture so far."
+    "Grows images of any model the plain way: for every pixel, `network` on the picture so far."
     def __init__(self,
         model,      # an AutoregressiveModel
         batch_size, # images that grow together
@@ -275,7 +275,7 @@ def receptive_field(
     target,         # (row, column)
     condition=None, # what the model is told of these images
 ):                  # [H, W]
-    "Absolute gradient of the parameters at `target` with respect to every pixel, over images and channels."
+    "Absolute gradient of the squared norm of the parameters at `target`, over images and channels."
     pixels = scaled(images, next(model.parameters()).dtype).requires_grad_()
     params = model.network(pixels, *model.features(condition, pixels))
     seen = params[:, target[0], target[1]].square().sum()

@@ -74,7 +74,7 @@ def bicubic(
     small,  # uint8 [B, 3, h, w]
     factor, # how many times larger
 ):          # uint8 [B, 3, h * factor, w * factor]
-    "Small images, enlarged as any image program does it."
+    "Small images, enlarged by cubic interpolation (PyTorch's, a = -0.75)."
     large = F.interpolate(small.float(), scale_factor=factor, mode="bicubic")
     return large.round().clamp(0, 255).to(torch.uint8)
 

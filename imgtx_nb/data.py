@@ -176,9 +176,7 @@ def _from_npz(
 ):         # the arrays of images and labels, as they are in the file
     "Images and labels of an `.npz` file; raises `ValueError` naming the key that is missing or malformed."
     images_key, labels_key = f"{split}_images", f"{split}_labels"
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor an .npz file: save arrays with numpy.savez, "
-                         "or put the images into a folder.")
+    _refuse_other_kinds(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = np.asarray(arrays[images_key]), np.asarray(arrays[labels_key])
@@ -194,6 +192,11 @@ def _from_npz(
         warnings.warn(f"{path}: passed over {', '.join(others)}: images are train_images and test_images.")
     return images, labels
 
+def _refuse_other_kinds(path):
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is neither a folder nor an .npz file: save arrays with numpy.savez, "
+                         "or put the images into a folder.")
+
 # %% ../nbs/01_data.ipynb #2d91e236
 def _is_mapped(path): # a folder -> does it hold arrays, in place of pictures?
     return any((path/f"{split}_images.npy").exists() for split in ("train", "test"))
@@ -203,10 +206,17 @@ def _from_npy(
     split, # "train", "valid" or "test"
 ):         # the arrays of images and labels, mapped into memory
     "Images and labels of `.npy` files; raises `ValueError` naming the file that is missing or malformed."
-    try: return [np.load(file := path/f"{split}_{what}.npy", mmap_mode="c") for what in ("images", "labels")]
+    return [_mapped(path/f"{split}_{what}.npy") for what in ("images", "labels")]
+
+def _mapped(file):
+    try:
+        array = np.load(file, mmap_mode="c")
+        if isinstance(array, np.ndarray): return array
+        raise ValueError("it is an .npz file")
     except FileNotFoundError:
-        raise ValueError(f"{path} has no {file.name}: a folder of arrays needs train_images.npy [N, H, W, 3] "
-                         "uint8, train_labels.npy [N], test_images.npy and test_labels.npy.") from None
+        raise ValueError(f"{file.parent} has no {file.name}: a folder of arrays needs train_images.npy "
+                         "[N, H, W, 3] uint8, train_labels.npy [N], test_images.npy and test_labels.npy."
+                         ) from None
     except (ValueError, OSError, EOFError) as e:
         raise ValueError(f"{file} is no .npy file of a plain array ({e}): save it with numpy.save.") from None
 
@@ -531,8 +541,9 @@ def class_names(
     path = _place(dataset)
     if path.is_dir() and not _is_mapped(path):
         return ["/".join(parts) or "." for parts in _classes(_scan(path))]
+    if not path.is_dir(): _refuse_other_kinds(path)
     try: names = _named(path)
-    except ValueError: names = np.array(None) # of objects
+    except (ValueError, EOFError, zipfile.BadZipFile): names = np.array(None) # of objects
     if names is None: return None
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")

@@ -67,7 +67,7 @@ def _told(): # -> {name: text}, for the environment of a kernel
     return {COLUMNS: str(width or 90), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 def _passing_on(client): # a client of a kernel -> a handler of signals
-    count = iter(range(3))
+    count = iter(range(2))
     def pass_on(*_):
         from jupyter_core.utils import run_sync
         if not (client.km and client.km.has_kernel) or next(count, None) is None: raise KeyboardInterrupt

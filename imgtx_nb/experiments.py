@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from .config import RunConfig, config_from, refuse_small, row_label
+from .config import RunConfig, config_from, default_name, distinction, refuse_small, row_label
 from .data import find_path, load_images
 from .engine import take_place
 from .parameters import checked, refuse_unknown
@@ -122,7 +122,12 @@ def in_minutes(
         write_json(path, kept)
         say(f"{row_label(config)}: {kept[name]:,} steps in {minutes:g} minutes")
     steps = [kept[_minutes_of(config, minutes)] for config in configs]
-    return [replace(config, max_steps=n, run_name=None) for config, n in zip(configs, steps)]
+    return [_lasting(config, n) for config, n in zip(configs, steps)]
+
+def _lasting(config, n): # a RunConfig, steps -> the same run with as many
+    follow = {"warmup_steps", "eval_every"} - distinction(config).keys() # from the length
+    if config.run_name == default_name(config): follow.add("run_name")
+    return replace(config, max_steps=n, **dict.fromkeys(follow))
 
 def _minutes_of(config, minutes): return f"{config.run_name}, {minutes:g} minutes"
 

@@ -64,7 +64,7 @@ class _PixelDistribution(Distribution):
 
     def __init__(self, params, temperature): # [..., numbers a pixel]; sharper below 1, flatter above
         self.params = params.to(torch.promote_types(params.dtype, torch.float32))
-        self.temperature = checked("temperature", temperature, float, above=0)
+        self.temperature = checked("temperature", temperature, float, least=1e-6)
         super().__init__(params.shape[:-1], torch.Size([3]), validate_args=False)
 
     def tempered(self, temperature): # sharper below 1, flatter above
@@ -90,7 +90,8 @@ class DiscretizedLogisticMixture(_PixelDistribution):
         temperature=1.0, # sharper below 1, flatter above
     ):
         super().__init__(params, temperature)
-        self.log_weights, self.means, self.log_scales, self.coefficients = _parts(self.params, temperature)
+        parts = _parts(self.params, self.temperature)
+        self.log_weights, self.means, self.log_scales, self.coefficients = parts
 
     def component_log_probs(self, pixels): # [..., 3] integers -> [..., 3, K] nats
         "The log-mass that each component gives to each channel."
@@ -254,7 +255,7 @@ class CategoricalPixel(_PixelDistribution):
             raise ValueError(f"params has {params.shape[-1]} numbers a pixel: "
                              "three 256-way softmaxes take 768.")
         super().__init__(params, temperature)
-        self.log_probs = (self.params / temperature).unflatten(-1, (3, 256)).log_softmax(-1)
+        self.log_probs = (self.params / self.temperature).unflatten(-1, (3, 256)).log_softmax(-1)
 
     def log_prob(self, pixels): # [..., 3] integers in 0..255 -> [...] nats a pixel
         "The sum of the log-probabilities of the channels; raises `ValueError` for pixels that are not bytes."

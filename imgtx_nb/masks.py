@@ -102,7 +102,9 @@ def scheme_picture(
     query,         # (row, column) of the query
     height, width, # size of the picture in pixels
 ):                 # int [height, width]: 0 masked, 1 attended, 2 the query
-    "What one query sees."
+    "What one query sees; raises `ValueError` if the query is not in the picture."
+    if not (0 <= query[0] < height and 0 <= query[1] < width):
+        raise ValueError(f"query is {query}: it must lie in the picture of {height} x {width} pixels.")
     flat = query[0] * width + query[1]
     picture = scheme.allows(flat, torch.arange(height * width), width).int()
     picture[flat] = 2

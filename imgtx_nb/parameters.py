@@ -17,7 +17,7 @@ import numpy as np
 def setting(
     default, # the published value; None where it depends on the model
     meaning, # what it is, in a few words
-    **rules, # what is allowed: choices, least, most, above, below
+    **rules, # what is allowed: choices, least, most, above, below; and only, size, numbers
 ):           # a dataclass field
     "The statement of a parameter."
     return field(default=default, metadata={"meaning": meaning, **rules})
@@ -115,6 +115,6 @@ def settle(
 # %% ../nbs/02_parameters.ipynb #96a696b7
 def statement(kind): # a class that states parameters -> a list of dictionaries
     "What a class states, a row for each parameter: for a table."
-    return [dict(parameter=name, published=f.default, allowed=allowed(f.type, **f.metadata),
+    return [dict(parameter=name, default=f.default, allowed=allowed(f.type, **f.metadata),
                  meaning=f.metadata["meaning"])
             for name, f in stated(kind).items()]

@@ -34,7 +34,7 @@ class CausalConv2d(nn.Module):
         self.conv = _normed(nn.Conv2d(n_in, n_out, kernel, stride), init_scale)
 
     def forward(self, x): # [B, n_in, H, W] -> [B, n_out, H / stride, W / stride]
-        "Pad above and to the left, and convolve."
+        "Pad above and at one side or both, and convolve."
         return self.conv(F.pad(x, self.padding) if any(self.padding) else x)
 
 # %% ../nbs/08_pixelcnnpp.ipynb #bd8cb9ec
@@ -50,7 +50,7 @@ class CausalConvTranspose2d(nn.Module):
         self.conv = _normed(nn.ConvTranspose2d(n_in, n_out, kernel, stride=2, output_padding=1), dim=1)
 
     def forward(self, x): # [B, n_in, H, W] -> [B, n_out, 2 H, 2 W]
-        "Spread, and crop below and to the right."
+        "Spread, and crop where `CausalConv2d` pads, mirrored."
         height, width = 2 * x.shape[2], 2 * x.shape[3]
         return self.conv(x)[:, :, :height, self.left:self.left + width]
 
@@ -187,7 +187,7 @@ class PixelCNNppParameters(_InitializedOnData):
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
     dropout: float = setting(.5, "share dropped", least=0, below=1)
-    weight_norm: bool = setting(True, "length and direction of weights apart")
+    weight_norm: bool = setting(True, "learn length and direction of filters apart")
     recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"

@@ -20,7 +20,8 @@ def keep_heap():
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     try: mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError): return
-    mallopt(mmap_threshold, 2**30); mallopt(trim_threshold, 2**30); mallopt(top_pad, 2**27)
+    mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25) # older ones allow half a heap
+    mallopt(trim_threshold, 2**30); mallopt(top_pad, 2**27)
 
 # %% ../nbs/12_processor.ipynb #ace5acb0
 @contextmanager

@@ -230,7 +230,7 @@ def table1_markdown(
     if table.dataset.nunique() > 1: shown["images"] = [text.split(" (")[0] for text in table.dataset]
     notes = [f"Test bits/dim on {where_from(whole)}."]
     if shared: notes.append(f"All rows: {', '.join(shared)}.")
-    if whole.recipe.nunique() > 1 and {*shown} & {*COLUMNS} - {"parameters"}:
+    if whole.recipe.nunique() > 1 and {*shown} & {*COLUMNS}:
         notes.append(f"Other numbers: by the recipe {whole.recipe.iloc[-1]}, if a row has both.")
     if "last fall" in shown: notes.append(_ON_THE_LAST_FALL)
     if "GB to train" in shown: notes.append(_on_the_costs(table))
@@ -286,7 +286,7 @@ def _names(table, shown=()): # of table1; what is shown beside the names -> a na
 # %% ../nbs/19_results.ipynb #4cfeb2ea
 def context_use(
     folder,  # the folder of a run that is done
-    n=200,   # test images to score
+    n=200,   # test images to score, if no score is kept yet
 ):           # a dictionary of bits per dimension
     "Bits/dim with the own context, another image's, and shuffled rows; kept in `context_use.json`."
     folder = find_path(folder)
@@ -322,7 +322,8 @@ def context_markdown(
     shown = pd.DataFrame({"model": _names(table), "own context": bits("own"),
                           "another image's context": bits("another_image"),
                           "rows shuffled": bits("rows_shuffled")})
-    note = f"Bits/dim of the first {table.n_images.max()} test images; models of {where_from(table)}."
+    n = " / ".join(map(str, dict.fromkeys(table.n_images)))
+    note = f"Bits/dim of the first {n} test images; models of {where_from(table)}."
     return f"{markdown_table(shown)}\n\n{note}"
 
 # %% ../nbs/19_results.ipynb #6e1a32d3
@@ -652,7 +653,7 @@ def write_results(
         best = min(drawn, key=lambda folder: (told(folder), ranked.index(folder)))
         if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
         save_figure(draw_samples(best), results/"best.png")
-    loadable = [folder for folder in ranked if has_weights(folder) and not told(folder)]
+    loadable = [folder for folder in ranked if folder in drawn and has_weights(folder) and not told(folder)]
     if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     say(f"Table and figures are in {_from_here(results.resolve())}.")
     return table

@@ -176,8 +176,8 @@ def forget_outcome(path): # the folder of a run that starts anew
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
 
 def write_metrics(path, rows): # the folder of a run, and a list of dictionaries with the keys of METRICS
-    "Write all metrics so far."
-    table = pd.DataFrame(rows, columns=METRICS)
+    "Write all metrics so far; what is only drawn, with a few decimals."
+    table = pd.DataFrame(rows, columns=METRICS).round({"train_bits_per_dim": 6, "images_per_second": 3})
     write_whole(path/"metrics.csv", lambda part: table.to_csv(part, index=False))
 
 # %% ../nbs/15_runs.ipynb #296c1d56
@@ -193,11 +193,11 @@ def packed(
     x,    # float [...]
     bits, # of a number, 2 to 16
 ):        # uint8 [groups of 32 numbers, 4 bits + 2]
-    "Numbers as equal steps up to the largest of each group of 32; raises `ValueError` about `bits`."
-    steps = 2**(checked("bits", bits, int, least=2, most=16) - 1) - 1
+    "Numbers as levels up to the largest of each group of 32; raises `ValueError` about `bits`."
+    half = 2**(checked("bits", bits, int, least=2, most=16) - 1) - 1
     groups = F.pad(x.float().flatten(), (0, -x.numel() % 32)).view(-1, 32)
     largest = groups.abs().amax(1, keepdim=True).half()
-    codes = (groups / largest).nan_to_num().clamp(-1, 1).mul(steps).round().add(steps).int()
+    codes = (groups / largest).nan_to_num().clamp(-1, 1).mul(half).round().add(half).int()
     digits = (codes[..., None] >> torch.arange(bits)) & 1
     digits = np.packbits(digits.flatten(1).numpy().astype(bool), axis=1)
     return torch.cat([torch.from_numpy(digits), largest.view(torch.uint8)], 1)
@@ -209,9 +209,9 @@ def unpacked(
     "The numbers of `packed`."
     bits = (data.shape[1] - 2) // 4
     digits = torch.from_numpy(np.unpackbits(data[:, :-2].numpy(), axis=1)).view(-1, 32, bits)
-    codes, steps = (digits.int() << torch.arange(bits)).sum(-1), 2**(bits - 1) - 1
+    codes, half = (digits.int() << torch.arange(bits)).sum(-1), 2**(bits - 1) - 1
     largest = data[:, -2:].contiguous().view(torch.float16)
-    return ((codes - steps) / steps * largest).flatten()[:prod(shape)].view(shape)
+    return ((codes - half) / half * largest).flatten()[:prod(shape)].view(shape)
 
 # %% ../nbs/15_runs.ipynb #b8f22c16
 def write_weights(

@@ -53,7 +53,7 @@ def grow(
     compile=False,   # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                   # uint8 [B, 3, H, W]
     "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
-    temperature = checked("temperature", temperature, float, above=0)
+    temperature = checked("temperature", temperature, float, least=1e-6)
     compile = checked("compile", compile, bool)
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]

@@ -733,8 +733,10 @@ def steps_in(
     "How many steps of a run fit into some minutes here; raises what `load_images` raises."
     images, labels = load_images(config.dataset, "train", config.data_root)
     trainer, times = Trainer(config, images, make_accelerator(config), labels), []
-    for first in (0, n):
-        for step in range(first, first + n): loss = trainer.step(step)
-        loss.item() # waits for the device
-        times.append(time.monotonic())
+    keep_heap()
+    with flush_denormals(), quick_threads(trainer.accelerator.device) as tune: # as in `fit`
+        for first in (0, n):
+            for step in range(first, first + n): tune(); loss = trainer.step(step)
+            loss.item() # waits for the device
+            times.append(time.monotonic())
     return max(1, int(60 * minutes * n / (times[1] - times[0])))

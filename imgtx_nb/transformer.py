@@ -176,6 +176,7 @@ class ImageTransformer(_TransformerInput):
     ):
         super().__init__(image_shape, **settings)
         s, scheme = self.settings, scheme or SCHEMES[self.settings.attention]()
+        s.attention = type(scheme).__name__
         attention = lambda: SelfAttention(s.d_model, s.n_heads, scheme, s.positions == "rotary")
         layer = lambda: _TransformerLayer(attention(), s.d_model, s.d_ff, s.dropout, s.norm, s.activation)
         self.layers = nn.ModuleList(layer() for _ in range(s.n_layers))
