@@ -38,27 +38,29 @@ from .training import evaluate
 
 # %% ../nbs/19_results.ipynb #510ecd35
 TEMPERATURES = (.8, .9, 1.)
-_SHEETS = "samples", "completions"
 
 def draw_run(
-    folder,     # the folder of a run that is done
-    n=8,        # samples, and completions
-    seed=None,  # the run's own seed by default
+    folder,           # the folder of a run that is done
+    n=8,              # samples, and completions
+    seed=None,        # the run's own seed by default
+    completions=True, # or only samples?
 ):
     "Write `samples.png` and `completions.png` of a run, named after another seed, unless they are there."
     folder, usual = find_path(folder), read_config(find_path(folder)).seed
     seed = usual if seed is None else checked("seed", seed, int, least=0)
-    samples, completions = (folder/f"{name}{f'-seed_{seed}' * (seed != usual)}.png" for name in _SHEETS)
-    if samples.exists() and completions.exists(): return
+    sheets = [folder/f"{name}{f'-seed_{seed}' * (seed != usual)}.png" for name in ("samples", "completions")]
+    missing = [not sheet.exists() for sheet in sheets[:1 + completions]]
+    if not any(missing): return
     model, config, test, labels = load_run_and_test(folder)
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(seed))[:n]
     truth, rows = test[chosen], test.shape[2] // 2
     told = model.observed(truth, labels[chosen])
     n, first_pixel = (n, "random") if told is None else (len(truth), "model")
+    if missing[0]: _save_sheet(sheets[0], [sample(model, n, first_pixel, seed=seed, condition=told)])
+    if not any(missing[1:]): return
     given = truth.clone(); given[:, :, rows:] = 0
-    _save_sheet(samples, [sample(model, n, first_pixel, seed=seed, condition=told)])
     completed = [complete(model, truth, rows, temperature, seed, told) for temperature in TEMPERATURES]
-    _save_sheet(completions, [given, *completed, truth])
+    _save_sheet(sheets[1], [given, *completed, truth])
 
 # %% ../nbs/19_results.ipynb #8e2ba90e
 def load_run_and_test(folder): # -> the model, its RunConfig, test images and labels
@@ -595,6 +597,7 @@ def draw_bits(
 # %% ../nbs/19_results.ipynb #8916b97b
 def _draw_bits_of(folder): # a run folder with pictures -> the figure for its first test images
     model, _ = load_run(folder)
+    draw_run(folder)
     images = _read_sheet(folder/"completions.png", *model.image_shape[1:])[-1][:6]
     table = table1([folder])
     title = f"Bits/dim of each pixel of test images: {_without(table.loc[0], ())}"
@@ -651,6 +654,7 @@ def write_results(
     told = lambda folder: read_config(folder).condition is not None # those that are not come first
     if drawn:
         best = min(drawn, key=lambda folder: (told(folder), ranked.index(folder)))
+        draw_run(best)
         if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
         save_figure(draw_samples(best), results/"best.png")
     loadable = [folder for folder in ranked if folder in drawn and has_weights(folder) and not told(folder)]
@@ -659,8 +663,8 @@ def write_results(
     return table
 
 # %% ../nbs/19_results.ipynb #d6a8cf5e
-def _drawn(folder): # whether a run has its pictures; they are made if its weights and its images are here
-    try: draw_run(folder); context_use(folder)
+def _drawn(folder): # whether a run has its samples; they are made if its weights and its images are here
+    try: draw_run(folder, completions=False); context_use(folder)
     except (FileNotFoundError, ConnectionError): return False
     return True
 
@@ -669,10 +673,16 @@ def _from_here(path): # an absolute path -> the same, relative to the folder one
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 # %% ../nbs/19_results.ipynb #30fca9ca
-def save_figure(fig, path): # a matplotlib figure, and where it goes
-    "Write a figure and close it."
-    fig.savefig(path, dpi=110, pil_kwargs={"optimize": True})
+def save_figure(fig, path): # a matplotlib figure, and where it goes, as .png or as .webp
+    "Write a figure and close it; a chart without pictures takes 256 colours, and half the bytes."
+    packed = {"lossless": True, "method": 6} if path.suffix == ".webp" else {"optimize": True}
+    fig.savefig(path, dpi=110, pil_kwargs=packed)
+    if path.suffix == ".png" and not any(ax.images for ax in fig.axes): _in_256_colours(path)
     plt.close(fig)
+
+def _in_256_colours(path):
+    with Image.open(path) as chart: fewer = chart.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    fewer.save(path, optimize=True)
 
 # %% ../nbs/19_results.ipynb #a4f8e945
 def results_explorer(

@@ -403,7 +403,7 @@ def test_an_experiment_runs_to_its_end(tmp_path, little_images, name):
     assert done.returncode == 0, last_line(done.stderr)
     wanted = {"benchmark": ["training.csv", "sampling.csv", "coding.csv", "neighbours.csv", "growth.csv", "benchmark.png"], "conditional": ["table1.md", "worth.md", "classifier.md"]}[name]
     assert {*wanted} <= {path.name for path in (tmp_path/"results").iterdir()}
-    if name == "conditional": assert len([*(tmp_path/"results").glob("classes-*.png")]) == len([*(tmp_path/"results").glob("large-*.png")]) == 1
+    if name == "conditional": assert len([*(tmp_path/"results").glob("classes-*.webp")]) == len([*(tmp_path/"results").glob("large-*.webp")]) == 1
 
 
 def test_every_experiment_with_rows_plans_its_own():
