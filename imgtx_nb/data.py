@@ -15,6 +15,7 @@ import json
 import os
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import partial
@@ -217,7 +218,7 @@ def _mapped(file):
         raise ValueError(f"{file.parent} has no {file.name}: a folder of arrays needs train_images.npy "
                          "[N, H, W, 3] uint8, train_labels.npy [N], test_images.npy and test_labels.npy."
                          ) from None
-    except (ValueError, OSError, EOFError) as e:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
         raise ValueError(f"{file} is no .npy file of a plain array ({e}): save it with numpy.save.") from None
 
 # %% ../nbs/01_data.ipynb #00ce7dc0
@@ -543,9 +544,9 @@ def class_names(
         return ["/".join(parts) or "." for parts in _classes(_scan(path))]
     if not path.is_dir(): _refuse_other_kinds(path)
     try: names = _named(path)
-    except (ValueError, EOFError, zipfile.BadZipFile): names = np.array(None) # of objects
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error): names = () # no texts
     if names is None: return None
-    if names.ndim != 1 or names.dtype.kind not in "US":
+    if not isinstance(names, np.ndarray) or names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")
     return [*map(str, names.astype(str))]
 

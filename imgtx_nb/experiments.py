@@ -129,7 +129,7 @@ def _lasting(config, n): # a RunConfig, steps -> the same run with as many
     if config.run_name == default_name(config): follow.add("run_name")
     return replace(config, max_steps=n, **dict.fromkeys(follow))
 
-def _minutes_of(config, minutes): return f"{config.run_name}, {minutes:g} minutes"
+def _minutes_of(config, minutes): return f"{default_name(config)}, {minutes:g} minutes"
 
 # %% ../nbs/21_experiments.ipynb #757c15e2
 def is_done(config): # a RunConfig -> bool

@@ -597,7 +597,6 @@ def draw_bits(
 # %% ../nbs/19_results.ipynb #8916b97b
 def _draw_bits_of(folder): # a run folder with pictures -> the figure for its first test images
     model, _ = load_run(folder)
-    draw_run(folder)
     images = _read_sheet(folder/"completions.png", *model.image_shape[1:])[-1][:6]
     table = table1([folder])
     title = f"Bits/dim of each pixel of test images: {_without(table.loc[0], ())}"
@@ -641,9 +640,7 @@ def write_results(
     "Write the tables as .csv and .md, and the figures as .png: schemes, curves, samples, the best, bits."
     results, folders = Path(results_dir), [find_path(f) for f in _listed(folders)]
     table = with_costs(table1(folders), results/"costs")
-    try: results.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"{results} cannot be made ({e.strerror}): choose another folder.") from None
+    _make(results)
     write_table(results/"table1", table, table1_markdown)
     drawn = [folder for folder in folders if _drawn(folder)]
     if drawn: write_table(results/"context_use", context_table(drawn), context_markdown)
@@ -652,23 +649,27 @@ def write_results(
     save_figure(draw_curves(folders), results/"learning_curves.png")
     ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
     told = lambda folder: read_config(folder).condition is not None # those that are not come first
-    if drawn:
-        best = min(drawn, key=lambda folder: (told(folder), ranked.index(folder)))
-        draw_run(best)
-        if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
-        save_figure(draw_samples(best), results/"best.png")
+    if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
+    for best in sorted(drawn, key=lambda folder: (told(folder), ranked.index(folder)))[:1]:
+        if _drawn(best, completions=True): save_figure(draw_samples(best), results/"best.png")
     loadable = [folder for folder in ranked if folder in drawn and has_weights(folder) and not told(folder)]
-    if loadable: save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
+    if loadable and _drawn(loadable[0], completions=True):
+        save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     say(f"Table and figures are in {_from_here(results.resolve())}.")
     return table
 
 # %% ../nbs/19_results.ipynb #d6a8cf5e
-def _drawn(folder): # whether a run has its samples; they are made if its weights and its images are here
-    try: draw_run(folder, completions=False); context_use(folder)
+def _drawn(folder, completions=False): # has a run its pictures? made if its weights and images are here
+    try: draw_run(folder, completions=completions); context_use(folder)
     except (FileNotFoundError, ConnectionError): return False
     return True
 
 # %% ../nbs/19_results.ipynb #975cddfa
+def _make(path): # a folder
+    try: path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"{path} cannot be made ({e.strerror}): choose another folder.") from None
+
 def _from_here(path): # an absolute path -> the same, relative to the folder one is in, if it lies there
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 

@@ -193,10 +193,11 @@ def packed(
     x,    # float [...]
     bits, # of a number, 2 to 16
 ):        # uint8 [groups of 32 numbers, 4 bits + 2]
-    "Numbers as levels up to the largest of each group of 32; raises `ValueError` about `bits`."
-    half = 2**(checked("bits", bits, int, least=2, most=16) - 1) - 1
+    "Numbers as levels up to the largest of their group of 32; raises `ValueError`, also for infinite ones."
+    bits = checked("bits", bits, int, least=2, most=16)
+    half = 2**(bits - 1) - 1
     groups = F.pad(x.float().flatten(), (0, -x.numel() % 32)).view(-1, 32)
-    largest = groups.abs().amax(1, keepdim=True).half()
+    largest = _halved(groups.abs().amax(1, keepdim=True))
     codes = (groups / largest).nan_to_num().clamp(-1, 1).mul(half).round().add(half).int()
     digits = (codes[..., None] >> torch.arange(bits)) & 1
     digits = np.packbits(digits.flatten(1).numpy().astype(bool), axis=1)
@@ -206,12 +207,22 @@ def unpacked(
     data,  # uint8 [groups of 32 numbers, 4 bits + 2]
     shape, # of the numbers
 ):         # float32 [*shape]
-    "The numbers of `packed`."
+    "The numbers of `packed`; raises `RuntimeError` if the bytes are not of so many."
+    if not _is_packed(data.shape, prod(shape)):
+        raise RuntimeError(f"{list(data.shape)} bytes are not {prod(shape)} packed numbers")
     bits = (data.shape[1] - 2) // 4
     digits = torch.from_numpy(np.unpackbits(data[:, :-2].numpy(), axis=1)).view(-1, 32, bits)
     codes, half = (digits.int() << torch.arange(bits)).sum(-1), 2**(bits - 1) - 1
     largest = data[:, -2:].contiguous().view(torch.float16)
     return ((codes - half) / half * largest).flatten()[:prod(shape)].view(shape)
+
+def _halved(x): # float [...] -> float16
+    if not (x := x.half()).isfinite().all():
+        raise ValueError("A weight is infinite, or above 65,504: keep the model's own precision.")
+    return x
+
+def _is_packed(shape, n): # of bytes; how many numbers -> bool
+    return len(shape) == 2 and shape[0] == -(-n // 32) and shape[1] in range(10, 67, 4)
 
 # %% ../nbs/15_runs.ipynb #b8f22c16
 def write_weights(
@@ -226,7 +237,7 @@ def write_weights(
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
 
 def _passed_on(x, bits): # vectors are few: they keep 16 bits
-    return x if not x.is_floating_point() else packed(x, bits) if x.ndim > 1 else x.half()
+    return x if not x.is_floating_point() else packed(x, bits) if x.ndim > 1 else _halved(x)
 
 # %% ../nbs/15_runs.ipynb #b08721bf
 def has_weights(path): # the folder of a run -> bool
@@ -240,8 +251,7 @@ def has_weights(path): # the folder of a run -> bool
 
 def _fits(kept, x): # what lies in the file, and a tensor of the model
     shape = kept.get_shape()
-    if kept.get_dtype() == "U8" and len(shape) == 2: return shape[0] == -(-x.numel() // 32) # packed
-    return shape == list(x.shape)
+    return _is_packed(shape, x.numel()) if kept.get_dtype() == "U8" else shape == list(x.shape)
 
 def kept_score(path): # the folder of a run -> bits/dim of the test images, or None
     "The score in the summary of a run, if it has one."
@@ -336,7 +346,8 @@ def load_run(
 # %% ../nbs/15_runs.ipynb #b2972f71
 def _with_weights(config, path):
     with safe_open(path, "pt") as kept:
-        shape = json.loads(kept.metadata()["image_shape"])
+        try: shape = json.loads(kept.metadata()["image_shape"])
+        except ValueError as e: raise TypeError(str(e)) from None
         weights = {name: kept.get_tensor(name) for name in kept.keys()}
     model = build_model(config, shape)
     own = model.state_dict()
