@@ -181,9 +181,10 @@ def smaller_file(site, match):
     path = site/match[1]
     if not path.is_file(): return match[0]
     picture, packed = Image.open(path), path.with_suffix(".webp")
-    picture.save(packed, "webp", lossless=True, quality=60, method=3)
-    if packed.stat().st_size > LARGE: picture.convert("RGB").save(packed, "webp", quality=90)
-    return f'src="{match[1][:-4]}.webp"'
+    if path != packed: picture.save(packed, "webp", lossless=True, quality=60, method=3)
+    moves = getattr(picture, "is_animated", False)
+    if packed.stat().st_size > LARGE and not moves: picture.convert("RGB").save(packed, "webp", quality=90)
+    return f'src="{Path(match[1]).with_suffix(".webp").as_posix()}"'
 
 def worded(match):
     "A cell of a table: one of many words may be wrapped."
@@ -222,7 +223,7 @@ def finish(site, cfg, origins):
     for name, page in pages.items():
         page = relink(page, name, anchors, host)
         page = re.sub(r"data:image/png;base64,([\w+/=]+)", smaller, page)
-        page = re.sub(r'src="(results/[^"]+\.png)"', partial(smaller_file, site), page)
+        page = re.sub(r'src="(results/[^"]+\.(?:png|webp))"', partial(smaller_file, site), page)
         page = re.sub(r"<t([dh])\b([^>]*)>(.*?)</t[dh]>", worded, page, flags=re.S)
         page = re.sub(r'(/([^/"]+)\.webp"[^>]*></p>\s*)<figcaption>\2</figcaption>', r"\1", page) # a file's name tells nothing
         if name in origins:
