@@ -31,7 +31,7 @@ from .data import digest, find_path, image_grid, load_images, touchable
 from .masks import draw_schemes
 from .parameters import checked, stated
 from .progress import in_lab, say
-from .runs import (find_run, has_weights, load_run, noted_images, read_config, read_json,
+from .runs import (find_run, has_weights, load_run, make_folder, noted_images, read_config, read_json,
                            read_metrics, refuse_other_data, write_json, write_whole)
 from .sampling import animate_growth, complete, sample
 from .training import evaluate
@@ -640,19 +640,20 @@ def write_results(
     "Write the tables as .csv and .md, and the figures as .png: schemes, curves, samples, the best, bits."
     results, folders = Path(results_dir), [find_path(f) for f in _listed(folders)]
     table = with_costs(table1(folders), results/"costs")
-    _make(results)
+    make_folder(results, "choose another folder")
     write_table(results/"table1", table, table1_markdown)
     drawn = [folder for folder in folders if _drawn(folder)]
     if drawn: write_table(results/"context_use", context_table(drawn), context_markdown)
     schemes = [*dict.fromkeys(filter(None, (build_scheme(read_config(f)) for f in folders)))]
     if schemes: save_figure(draw_schemes(schemes, (20, 12), 32, 32), results/"schemes.png")
     save_figure(draw_curves(folders), results/"learning_curves.png")
-    ranked = [folders[row] for row in table.sort_values("bits_per_dim").index]
     told = lambda folder: read_config(folder).condition is not None # those that are not come first
+    ranked = sorted((folders[row] for row in table.sort_values("bits_per_dim").index), key=told)
+    ranked = [folder for folder in ranked if folder in drawn]
     if len(drawn) > 1: save_figure(draw_rows(drawn), results/"samples.png")
-    for best in sorted(drawn, key=lambda folder: (told(folder), ranked.index(folder)))[:1]:
-        if _drawn(best, completions=True): save_figure(draw_samples(best), results/"best.png")
-    loadable = [folder for folder in ranked if folder in drawn and has_weights(folder) and not told(folder)]
+    if ranked and _drawn(ranked[0], completions=True):
+        save_figure(draw_samples(ranked[0]), results/"best.png")
+    loadable = [folder for folder in ranked if has_weights(folder) and not told(folder)]
     if loadable and _drawn(loadable[0], completions=True):
         save_figure(_draw_bits_of(loadable[0]), results/"bits.png")
     say(f"Table and figures are in {_from_here(results.resolve())}.")
@@ -665,11 +666,6 @@ def _drawn(folder, completions=False): # has a run its pictures? made if its wei
     return True
 
 # %% ../nbs/19_results.ipynb #975cddfa
-def _make(path): # a folder
-    try: path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OSError(f"{path} cannot be made ({e.strerror}): choose another folder.") from None
-
 def _from_here(path): # an absolute path -> the same, relative to the folder one is in, if it lies there
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 

@@ -17,6 +17,7 @@ from PIL import Image
 from .autoregressive import evaluating
 from .cached import CompiledDraws
 from .data import as_images, image_grid, touchable
+from .logistic_mixture import checked_temperature
 from .parameters import checked
 from .processor import quick_threads
 from .progress import Bar
@@ -53,7 +54,7 @@ def grow(
     compile=False,   # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                   # uint8 [B, 3, H, W]
     "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
-    temperature = checked("temperature", temperature, float, least=1e-6)
+    temperature = checked_temperature(temperature)
     compile = checked("compile", compile, bool)
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]

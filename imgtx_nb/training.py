@@ -725,6 +725,7 @@ def _classes(config): # of a run that is told labels -> what they mean, if the d
     return {"classes": names} if names else {}
 
 # %% ../nbs/16_training.ipynb #1c1ffae2
+@flush_denormals()
 def steps_in(
     config,  # a RunConfig
     minutes, # of training, without compilation, validation and scoring
@@ -734,7 +735,7 @@ def steps_in(
     images, labels = load_images(config.dataset, "train", config.data_root)
     trainer, times = Trainer(config, images, make_accelerator(config), labels), []
     keep_heap()
-    with flush_denormals(), quick_threads(trainer.accelerator.device) as tune: # as in `fit`
+    with quick_threads(trainer.accelerator.device) as tune: # as in `fit`
         for first in (0, n):
             for step in range(first, first + n): tune(); loss = trainer.step(step)
             loss.item() # waits for the device
