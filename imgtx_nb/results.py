@@ -391,14 +391,16 @@ def draw_curves(
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
     table, curves = table1(folders), [read_metrics(find_path(f)) for f in folders]
-    fig, ax = plt.subplots(figsize=(9, 4.4), layout="constrained")
+    names = [_wrapped(name, 36) for name in _names(table)]
+    legend = sum(.17 + .12 * name.count("\n") for name in names) # its height in inches
+    fig, ax = plt.subplots(figsize=(9, max(4.4, 1 + legend)), layout="constrained")
     colours = sns.color_palette("deep" if len(curves) <= 10 else "husl", len(curves))
-    for name, batch_size, metrics, colour in zip(_names(table), table.batch_size, curves, colours):
+    for name, batch_size, metrics, colour in zip(names, table.batch_size, curves, colours):
         images = metrics.step * batch_size
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(images, training, color=colour, lw=1, alpha=.6)
         valid = metrics.assign(images=images)[["images", "valid_bits_per_dim"]].dropna().values.T
-        ax.plot(*valid, "o-", color=colour, ms=4, label=_wrapped(name, 36))
+        ax.plot(*valid, "o-", color=colour, ms=4, label=name)
     ax.set(xlabel="training images seen", ylabel="bits/dim")
     known = pd.concat(curves)
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
