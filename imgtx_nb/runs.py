@@ -236,12 +236,14 @@ def write_weights(
 ):
     "Write the weights of a model; raises `ValueError` about `bits`."
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    if bits is not None: weights = {k: _passed_on(v, bits) for k, v in weights.items()}
+    if bits is not None: weights = _passed_on(weights, bits)
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
 
-def _passed_on(x, bits): # vectors are few: they keep 16 bits
-    return x if not x.is_floating_point() else packed(x, bits) if x.ndim > 1 else _halved(x)
+def _passed_on(weights, bits): # vectors, few inputs, the first and the last layer are sensitive: 16 bits
+    numbers = {name: x for name, x in weights.items() if x.is_floating_point()}
+    many = [name for name, x in numbers.items() if x.numel() >= 32 * x.shape[:1].numel()][1:-1]
+    return weights | {name: packed(x, bits) if name in many else _halved(x) for name, x in numbers.items()}
 
 # %% ../nbs/15_runs.ipynb #b08721bf
 def has_weights(path): # the folder of a run -> bool
