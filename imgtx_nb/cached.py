@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .autoregressive import ToldByRow
-from .masks import first_keys, reach
+from .autoregressive import ToldByRow, on_axis
+from .masks import first_keys, lookback
 
 # %% ../nbs/11_cached.ipynb #77b17457
 class _Plan(NamedTuple):
@@ -28,7 +28,7 @@ class _Plan(NamedTuple):
 # %% ../nbs/11_cached.ipynb #a7734203
 def _layouts(scheme, height, width): # a Scheme, pixels -> {name: (n_slots, slot)}, as in _Plan
     "The two layouts with as many slots as the scheme needs."
-    position, back = torch.arange(height * width), reach(scheme, height, width)
+    position, back = torch.arange(height * width), lookback(scheme, height, width)
     row, column = position // width, position % width
     n_rows = (row - first_keys(scheme, height, width) // width).max().item() + 1
     return {"along the rows": (back + 1, position % (back + 1)),
@@ -122,15 +122,10 @@ class _CachedTransformer:
         return self.model.head(self.model.last_norm(x))
 
     def _embed(self, pixels): # integers [..., 3] in 0..255 -> [..., d_model]
-        return self.model.embed(_scaled_like(self.positions, pixels))
+        return self.model.embed(on_axis(pixels.to(self.positions.device), self.positions.dtype))
 
 # %% ../nbs/11_cached.ipynb #0d6ca621
 def _on_cuda(x): return x.is_cuda
-
-# %% ../nbs/11_cached.ipynb #a5fe3a22
-def _scaled_like(features, pixels): # floats, integers in 0..255 -> the integers on the [-1, 1] axis
-    wide = torch.promote_types(features.dtype, torch.float32)
-    return (pixels.to(features.device, wide) / 127.5 - 1).to(features.dtype)
 
 # %% ../nbs/11_cached.ipynb #5a7696c5
 def on_stream(
@@ -437,7 +432,7 @@ class _CachedEntrance:
 
     def keep(self, pixel, column): # integers [B, 3] in 0..255, where it stands -> what it is there, [B, 4]
         "Put a pixel into the newest row."
-        pixel = F.pad(_scaled_like(self.pixels, pixel), (0, 1), value=1.)
+        pixel = F.pad(on_axis(pixel.to(self.pixels.device), self.pixels.dtype), (0, 1), value=1.)
         _put(self.pixels, column, pixel)
         return pixel
 

@@ -41,8 +41,8 @@ class Data:
     data_root: str = setting("data", "folder of downloads and caches", numbers=False)
     horizontal_flips: bool = setting(False, "mirror training images at random")
     scale: str = setting("paper", "how large the model is and how long it learns", choices=SCALES)
-    recipe: str = setting("published", "architecture and optimiser: published, or today's", choices=RECIPES)
-    model: str = setting("transformer", "what learns", choices=MODELS)
+    recipe: str = setting("published", "architecture and, at scale paper, optimiser", choices=RECIPES)
+    model: str = setting("transformer", "the model", choices=MODELS)
 
 # %% ../nbs/14_config.ipynb #39a8e313
 @dataclass
@@ -50,13 +50,13 @@ class Learning:
     "How a model learns."
     batch_size: int = setting(32, "images a step, over all processes", least=1, most=1_000_000)
     max_steps: int = setting(156_250, "optimiser steps; 156,250 are 100 epochs of CIFAR-10", least=1)
-    warmup_steps: int = setting(1, "to the peak", least=1)
+    warmup_steps: int = setting(1, "steps of linear warm-up", least=1)
     optimizer: str = setting("adam", "Adam, or Muon for the matrices inside the layers",
                              choices=("adam", "muon"))
     schedule: str = setting("cosine", "learning rate", choices=("inverse_sqrt", "exponential", "cosine"))
     learning_rate: float = setting(1e-3, "peak of the learning rate", above=0, most=10)
     weight_decay: float = setting(0., "of the matrices inside the layers", least=0, most=100)
-    ema_decay: float = setting(0., "of the averaged weights; 0 keeps none", least=0, below=1)
+    ema_decay: float = setting(0., "of the weights' EMA; 0 keeps none", least=0, below=1)
     eval_every: int = setting(2000, "steps between validations", least=1)
 
 # %% ../nbs/14_config.ipynb #cb1cd344

@@ -186,7 +186,7 @@ class PixelCNNppParameters(_InitializedOnData):
     "What a `PixelCNNpp` states: its parameters, and how it is trained."
     n_resnet: int = setting(5, "residual blocks of each stream at each resolution", least=1, size=True)
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
-    dropout: float = setting(.5, "share dropped", least=0, below=1)
+    dropout: float = setting(.5, "dropout probability", least=0, below=1)
     weight_norm: bool = setting(True, "learn length and direction of filters apart")
     recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
 

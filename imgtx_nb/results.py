@@ -94,7 +94,8 @@ def table_row(
     config, summary = read_config(path), _outcome(path)
     row = {"label": row_label(config), "architecture": architecture(config),
            "model": model_title(config), "settings": in_words(_settings(config)),
-           "recipe": config.recipe, "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
+           "recipe": config.recipe, "condition": config.condition, "seed": config.seed,
+           "loss": config.likelihood, "bits_per_dim": summary["test_bits_per_dim"],
            "published": _published(config), "batch_size": config.batch_size,
            "size_mb": _megabytes(summary["n_parameters"]), "minutes": _minutes(summary, config.batch_size),
            "fall_per_1000_steps": _last_fall(read_metrics(path)), "run": path.name,
@@ -394,21 +395,23 @@ def draw_curves(
     names = [_wrapped(name, 36) for name in _names(table)]
     legend = sum(.17 + .12 * name.count("\n") for name in names) # its height in inches
     fig, ax = plt.subplots(figsize=(9, max(4.4, 1 + legend)), layout="constrained")
-    colours = sns.color_palette("deep" if len(curves) <= 10 else "husl", len(curves))
-    for name, batch_size, metrics, colour in zip(names, table.batch_size, curves, colours):
-        images = metrics.step * batch_size
+    kinds = dict.fromkeys(table.architecture)
+    colours = dict(zip(kinds, sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))))
+    for name, row, metrics in zip(names, table.itertuples(), curves):
+        images, colour = metrics.step * row.batch_size, colours[row.architecture]
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
-        ax.plot(images, training, color=colour, lw=1, alpha=.6)
+        ax.plot(images, training, color=colour, lw=1, alpha=.3)
         valid = metrics.assign(images=images)[["images", "valid_bits_per_dim"]].dropna().values.T
-        ax.plot(*valid, "o-", color=colour, ms=4, label=name)
-    ax.set(xlabel="training images seen", ylabel="bits/dim")
+        dash = "--" if row.recipe == "published" else "-"
+        first = row.seed == table[table.architecture == row.architecture].seed.iloc[0]
+        ax.plot(*valid, "o", ls=dash, color=colour, mfc=colour if first else "white", ms=4, label=name)
+    ax.set(xscale="log", xlabel="training images seen", ylabel="bits/dim")
     known = pd.concat(curves)
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
     if lowest < highest: ax.set_ylim(lowest - .1, highest + .5) # the start of training may lie above
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.locator_params("x", nbins=6)
-    fig.legend(loc="outside right upper", title="dots: validation; thin lines: training",
-               fontsize=7, title_fontsize=8)
+    fig.legend(loc="outside right upper", title="dots: validation; thin: training; dashed: published",
+               fontsize=7, title_fontsize=8, handlelength=3.5)
     return _caption(fig, "Learning curves", table)
 
 # %% ../nbs/19_results.ipynb #c7bd02a7
@@ -472,12 +475,12 @@ def _recipe(row): # a row of table1 -> what is not usual about it, but its size 
     told = {"seed", "horizontal_flips", "kernel_size", "block_length", *sizes}
     settings = filter(None, row["settings"].split(", "))
     different = [setting for setting in settings if setting.split(" = ")[0] not in told]
-    return ", ".join(different) or "the scale's own recipe"
+    return ", ".join(different) or "published architecture"
 
 # %% ../nbs/19_results.ipynb #c980b676
 def _by_seed(runs): # rows of several lengths and seeds -> those of the first row's seed by length, the others
-    seeds = runs.settings.str.extract(r"\bseed = (\d+)")[0].fillna("0")
-    return runs[seeds == seeds.iloc[0]].sort_values("images"), runs[seeds != seeds.iloc[0]]
+    first = runs.seed == runs.seed.iloc[0]
+    return runs[first].sort_values("images"), runs[~first]
 
 # %% ../nbs/19_results.ipynb #42859b1d
 def _budget_legend(colours, dashes): # {model: colour}, {recipe: dash} -> handles

@@ -249,12 +249,12 @@ class _Learner:
         model,  # an AutoregressiveModel
     ):
         self.raw, self.optimizers = model, make_optimizers(model, config)
-        self.mean = Averaged(model, config.ema_decay) if config.ema_decay else None
+        self.ema = Averaged(model, config.ema_decay) if config.ema_decay else None
 
     @property
     def scored(self):
         "The model that is validated and kept: the average, if there is one."
-        return self.mean.module if self.mean else self.raw
+        return self.ema.module if self.ema else self.raw
 
     def score(self, images, labels): # uint8 [N, 3, H, W], int64 [N] -> bits per dimension, a float
         "The score of that model."
@@ -263,13 +263,13 @@ class _Learner:
     def state_dict(self):
         "Everything that the next step depends on."
         return {"model": self.raw.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers],
-                "mean": self.mean and self.mean.state_dict()}
+                "mean": self.ema and self.ema.state_dict()}
 
     def load_state_dict(self, state): # what state_dict returned
         "Go on from there."
         self.raw.load_state_dict(state["model"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"]): optimizer.load_state_dict(kept)
-        if self.mean: self.mean.load_state_dict(state["mean"])
+        if self.ema: self.ema.load_state_dict(state["mean"])
 
 # %% ../nbs/16_training.ipynb #71d8e048
 class Trainer(_Learner):
@@ -297,7 +297,7 @@ class Trainer(_Learner):
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 1009 + self.accelerator.process_index)
         rate, batch = learning_rate(self.config, step), self.batches.of(step)
         loss = (self.recorded or self).move(rate, *batch)
-        if self.mean: self.mean.update_parameters(self.raw)
+        if self.ema: self.ema.update_parameters(self.raw)
         return loss
 
     def move(self, rate, images, labels): # the learning rate, a batch -> its loss, as in `step`

@@ -119,10 +119,10 @@ class TransformerParameters(AutoregressiveModel):
     d_ff: int = setting(512, "width of the position-wise networks", least=1, size=True)
     embedding_scale: float = setting(
         None, "factor of a pixel's embedding; left out: sqrt(d_model)", above=0, most=1000)
-    positions: str = setting("sinusoidal", "of rows and columns", choices=("sinusoidal", "learned", "rotary"))
+    positions: str = setting("sinusoidal", "positional encoding", choices=("sinusoidal", "learned", "rotary"))
     norm: str = setting("post", "layer norm after or before a branch", choices=("post", "pre"))
     activation: str = setting("relu", "of the position-wise networks", choices=ACTIVATIONS)
-    dropout: float = setting(.1, "share dropped", least=0, below=1)
+    dropout: float = setting(.1, "dropout probability", least=0, below=1)
 
     title, decoding = "Transformer", "imgtx_nb.cached:TransformerDecoder"
     adam, scales, today = dict(betas=(.9, .98), eps=1e-9), _SCALES, _TODAY
