@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from .autoregressive import evaluating
 from .conditions import condition_parts
+from .data import as_tensor
 from .logistic_mixture import DiscretizedLogisticMixture
 from .parameters import checked, stated
 from .processor import flush_denormals
@@ -203,7 +204,7 @@ def _pinned(
         mkldnn.enabled = True
         for part in precise: part.fp32_precision = "ieee"
         with (evaluating(model), flush_denormals(), torch.autocast(device, enabled=False),
-              np.errstate(invalid="ignore")): yield
+              np.errstate(all="ignore")): yield
     finally:
         for part, precision in zip(precise, before): part.fp32_precision = precision
         mkldnn.enabled = enabled
@@ -345,12 +346,11 @@ def _bytes_only(images):
     if not isinstance(images, (torch.Tensor, np.ndarray)):
         raise TypeError(f"images are a {type(images).__name__}: "
                         "give a tensor or an array, uint8 [N, 3, H, W].")
-    images = torch.as_tensor(images)
-    if images.dtype != torch.uint8:
+    if getattr(images, "dtype", None) not in (torch.uint8, np.dtype(np.uint8)):
         raise TypeError(f"images are {images.dtype}: give uint8, values 0 to 255.")
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"images are {list(images.shape)}: give [N, 3, H, W], each at least 1.")
-    return images
+    return as_tensor(images)
 
 def _bar(what, n, size, positions): # over all positions of all batches
     return Bar(total=-(-n // size) * positions, desc=what, delay=1, leave=False)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .autoregressive import scaled
+from .data import as_tensor
 from .parameters import checked
 
 # %% ../nbs/10_conditions.ipynb #bb69d985
@@ -48,7 +49,7 @@ class Label(nn.Module):
 
 # %% ../nbs/10_conditions.ipynb #98662425
 def _as_tensor(condition):
-    try: return torch.as_tensor(condition)
+    try: return as_tensor(condition)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"The condition is {condition!r:.60}: give a tensor, or an array.") from None
 

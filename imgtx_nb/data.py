@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['CREDITS', 'CIFAR10_CLASSES', 'project_root', 'from_root', 'find_path', 'cifar10', 'photographs', 'photo_patches',
            'load_images', 'load_splits', 'digest', 'class_names', 'image_grid', 'touchable', 'centre_crop',
-           'read_picture', 'as_images', 'find_picture', 'png_path', 'write_picture', 'enlarged', 'with_crop',
-           'crop_in_words']
+           'read_picture', 'as_images', 'as_tensor', 'find_picture', 'refuse_place', 'write_file', 'png_path',
+           'write_picture', 'enlarged', 'with_crop', 'crop_in_words']
 
 # %% ../nbs/01_data.ipynb #52480fa5
 import base64
 import configparser
+import errno
 import json
 import os
 import warnings
@@ -487,9 +488,10 @@ def _checked(images, labels, dataset):
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or 0 in images.shape:
         raise ValueError(f"{dataset} holds images of shape {list(images.shape)} and type {images.dtype}: "
                          "they must be [N, H, W, 3] of uint8, N at least 1.")
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+    whole = labels.dtype.kind in "iu"
+    if labels.shape != images.shape[:1] or not whole or int(labels.max()) >= 2**63:
         raise ValueError(f"{dataset} holds {len(images)} images and labels of shape {list(labels.shape)} "
-                         f"and type {labels.dtype}: labels must be [N] integers.")
+                         f"and type {labels.dtype}: labels must be [N] integers, each below 2**63.")
     return images, labels
 
 # %% ../nbs/01_data.ipynb #b192eb0a
@@ -548,7 +550,8 @@ def class_names(
     if names is None: return None
     if not isinstance(names, np.ndarray) or names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")
-    return [*map(str, names.astype(str))]
+    try: return [*map(str, names.astype(str))]
+    except UnicodeDecodeError: raise ValueError(f"class_names of {path} are not ASCII: give them as str.") from None
 
 # %% ../nbs/01_data.ipynb #1aa26cdd
 def _named(path): # an .npz file, or a folder of arrays -> its array class_names, or None
@@ -602,11 +605,15 @@ def centre_crop(
 def read_picture(
     picture, # the path of an image file, or a Pillow image
 ):           # a Pillow image of mode RGB
-    "The whole picture, upright; raises `FileNotFoundError` or `ValueError` in one sentence."
-    return Image.fromarray(_read_picture(picture)[0])
+    "The whole picture, upright; raises `FileNotFoundError`, `TypeError` or `ValueError` in one sentence."
+    pixels, mode, n_frames = _read_picture(picture)
+    _warn_of_pictures({mode: 1}, n_frames - 1)
+    return Image.fromarray(pixels)
 
 # %% ../nbs/01_data.ipynb #6dc0fafd
 def _read_picture(picture): # a path or a Pillow image -> as `_pixels`
+    if not isinstance(picture, _PICTURES):
+        raise TypeError(f"A picture is a {type(picture).__name__}: give a path, or a Pillow image.")
     if not isinstance(picture, Image.Image):
         path = find_path(picture)
         if not str(picture) or not os.path.exists(path):
@@ -649,14 +656,23 @@ def as_images(
                             "it may hold paths of image files and Pillow images.")
         pixels, mode, n_frames = _read_picture(picture)
         images.append(_scaled(pixels, image_shape)); modes[mode] += 1; further += n_frames - 1
-    _warn_of_changes("pictures", +Counter({"further frames of animations": further}), modes)
+    _warn_of_pictures(modes, further)
     return torch.stack(images)
+
+# %% ../nbs/01_data.ipynb #aa4448d2
+def as_tensor(x): # a tensor, an array or a list
+    "A tensor of it, also of an array that is read-only or runs backwards; raises what `torch.as_tensor` raises."
+    awkward = isinstance(x, np.ndarray) and (not x.flags.writeable or min(x.strides, default=0) < 0)
+    return torch.as_tensor(x.copy() if awkward else x)
 
 # %% ../nbs/01_data.ipynb #40603dd2
 _PICTURES = (str, os.PathLike, Image.Image)
 
+def _warn_of_pictures(modes, further): # Counters of modes; frames after the first ones
+    _warn_of_changes("pictures", +Counter({"further frames of animations": further}), modes)
+
 def _as_tensor(images):
-    try: return torch.as_tensor(images)
+    try: return as_tensor(images)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"images are a {type(images).__name__}: give uint8 [N, 3, H, W], "
                         "or paths of image files and Pillow images.") from None
@@ -668,12 +684,49 @@ def find_picture(
     "A picture; raises what `read_picture` raises."
     return Image.fromarray(photographs()[image]) if image in CREDITS else read_picture(image)
 
+# %% ../nbs/01_data.ipynb #9e6650c4
+def refuse_place(
+    path,  # of a file to be written
+    *read, # paths of files that are read
+):
+    "Raise `ValueError` or `OSError`, before the work, where a file cannot be written, or should not be."
+    try:
+        path.resolve() # raises ValueError for a name that no file can have
+        above = next(place for place in (path, *path.parents) if place.exists())
+        same = [other for other in read if _is_same(path, other)]
+        if path.is_dir(): raise OSError(errno.EISDIR, "it is a folder: name a file")
+        if not os.access(above, os.W_OK) or above != path and not above.is_dir():
+            raise OSError(errno.EACCES, "nothing may be written there")
+    except (OSError, ValueError) as e:
+        raise OSError(f"{path} cannot be written ({getattr(e, 'strerror', e)}): choose another path.") from None
+    if same: raise ValueError(f"{path} would be written over {same[0]}, which is needed: choose another path.")
+
+def _is_same(path, other): # two paths -> do they name one file?
+    return path.resolve() == other.resolve() or path.exists() and other.exists() and path.samefile(other)
+
+# %% ../nbs/01_data.ipynb #85535cfc
+def write_file(
+    path,    # of the file to be; its folders are made
+    content, # bytes
+):           # text: where it is
+    "Write a file that exists whole or not at all; raises `OSError` in one sentence."
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".tmp")
+        try: part.write_bytes(content); part.replace(path)
+        except OSError: part.unlink(missing_ok=True); raise
+    except (OSError, ValueError) as e:
+        raise OSError(f"{path} cannot be written ({e}): choose another path.") from None
+    return f"Written: {path}"
+
 # %% ../nbs/01_data.ipynb #56df0528
 def png_path(
-    save, # where to write, from the project's root
-):        # a path
-    "The path of a PNG file to be; raises `ValueError` for another kind of file."
+    save,  # where to write, from the project's root
+    *read, # paths of files that are read
+):         # a path
+    "The path of a PNG file to be; raises `ValueError` for another kind of file, and what `refuse_place` raises."
     if not str(save).lower().endswith(".png"): raise ValueError(f"save is {save!r}: it must end in .png.")
+    refuse_place(from_root(save), *read)
     return from_root(save)
 
 # %% ../nbs/01_data.ipynb #c92ab69a
@@ -682,12 +735,8 @@ def write_picture(
     path,    # of a PNG file
 ):           # text: where it is
     "Write a PNG file; raises `OSError` in one sentence."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, "png")
-    except (OSError, ValueError) as e:
-        raise OSError(f"{path} cannot be written ({e}): choose another path.") from None
-    return f"Written: {path}"
+    picture.save(content := BytesIO(), "png")
+    return write_file(path, content.getvalue())
 
 # %% ../nbs/01_data.ipynb #689a0a4e
 def enlarged(

@@ -75,7 +75,7 @@ def checked(
 def _within(value, choices=None, least=-math.inf, above=-math.inf, below=math.inf, most=math.inf, **_):
     if choices is not None: return value in choices
     if isinstance(value, (str, bool)): return value != ""
-    return math.isfinite(value) and least <= value <= most and above < value < below
+    return (type(value) is int or math.isfinite(value)) and least <= value <= most and above < value < below
 
 # %% ../nbs/02_parameters.ipynb #8c8e647d
 def stated(kind): # a dataclass, or an object of one -> {name: field}

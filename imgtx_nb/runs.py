@@ -325,7 +325,9 @@ def versions():
 
 # %% ../nbs/15_runs.ipynb #e7dafb2f
 def find_run(folder): # a run folder -> its path, wherever one stands
-    "The folder of a run; raises `FileNotFoundError` if there is none."
+    "The folder of a run; raises `FileNotFoundError` if there is none, and `TypeError` for what is no path."
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+        raise TypeError(f"The run folder is {folder!r}: give the path of one.")
     path = find_path(folder)
     if not path.is_dir(): raise FileNotFoundError(f"There is no run folder {folder}: name one that is there.")
     return path

@@ -9,6 +9,8 @@ __all__ = ['seeded', 'grow', 'sample', 'complete', 'super_resolve', 'recorded_gr
 import base64
 import math
 from contextlib import contextmanager, nullcontext
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from PIL import Image
 
 from .autoregressive import evaluating
 from .cached import CompiledDraws
-from .data import as_images, image_grid, touchable
+from .data import as_images, as_tensor, image_grid, refuse_place, touchable, write_file
 from .logistic_mixture import checked_temperature
 from .parameters import checked
 from .processor import quick_threads
@@ -56,6 +58,8 @@ def grow(
     "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
     temperature = checked_temperature(temperature)
     compile = checked("compile", compile, bool)
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise ValueError("The model's weights are not all finite: it cannot draw; train it anew.")
     device, (_, height, width) = next(model.parameters()).device, model.image_shape
     given, n_given = given.to(device), given.shape[1]
     fixed = fixed and [x.to(device) for x in fixed]
@@ -83,9 +87,8 @@ def sample(
     compile=False,        # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
-    n = checked("n", n, int, least=1)
-    if first_pixel not in ("random", "model"):
-        raise ValueError(f"first_pixel is {first_pixel!r}: it is random or model.")
+    n = checked("n", n, int, least=1, most=1_000_000)
+    first_pixel = checked("first_pixel", first_pixel, str, choices=("random", "model"))
     with seeded(seed): first = torch.randint(0, 256, (n, 1, 3))
     given = first if first_pixel == "random" else first[:, :0]
     return grow(model, given, temperature, seed, condition, compile=compile)
@@ -120,7 +123,7 @@ def _known(rows, shape): # a number of rows or a mask, that of the images -> boo
     if not isinstance(rows, (torch.Tensor, np.ndarray, list)):
         rows = checked("rows", rows, int, least=0, most=height)
         return (torch.arange(height) < rows)[None, :, None].expand(n, -1, width)
-    try: mask = torch.as_tensor(rows)
+    try: mask = as_tensor(rows)
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(f"The mask is a {type(rows).__name__} that is no array: "
                          f"give bool [{height}, {width}].") from None
@@ -264,12 +267,19 @@ def animate_growth(
     enlarge=3,       # pixels of the animation for one of an image
     milliseconds=40, # of every frame, but for the last, which stays for four seconds
 ):
-    "The images as they grew, pixel by pixel, side by side: an animated WebP picture."
+    "The images as they grew, pixel by pixel, side by side; raises `ValueError` or `OSError` in one sentence."
+    if Path(path).suffix.lower() != ".webp": raise ValueError(f"path is {str(path)!r}: it must end in .webp.")
+    refuse_place(Path(path))
+    step, enlarge, milliseconds = (checked(name, value, int, least=1) for name, value in (
+        ("step", step), ("enlarge", enlarge), ("milliseconds", milliseconds)))
+    rows = checked("rows", rows, int, least=0, most=images.shape[2] - 1)
     pixels, width = images.flatten(2), images.shape[3]
     ends = [*range(rows * width, pixels.shape[2], step), pixels.shape[2]]
     later = torch.arange(pixels.shape[2])
     grown = [pixels.masked_fill(later >= end, 255).view_as(images) for end in ends]
     sheets = [Image.fromarray(image_grid(x, math.ceil(len(x)**.5))) for x in grown]
     frames = [sheet.resize([enlarge * n for n in sheet.size], Image.Resampling.NEAREST) for sheet in sheets]
-    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0, lossless=True, method=4,
-                   duration=[milliseconds] * (len(frames) - 1) + [4000])
+    times = [milliseconds] * (len(frames) - 1) + [4000]
+    frames[0].save(film := BytesIO(), "webp", save_all=True, append_images=frames[1:], loop=0, lossless=True,
+                   method=4, duration=times)
+    write_file(Path(path), film.getvalue())
