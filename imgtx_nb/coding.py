@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .autoregressive import evaluating
+from .autoregressive import evaluating, one_at_a_time
 from .conditions import condition_parts
 from .data import as_tensor
 from .logistic_mixture import DiscretizedLogisticMixture
@@ -195,20 +195,21 @@ def _pinned(
     model, # an AutoregressiveModel
 ):
     "Whatever changes the last bits of a step is the same inside, and afterwards as before."
-    device, mkldnn = next(model.parameters()).device.type, torch.backends.mkldnn
-    threads, enabled = torch.get_num_threads(), mkldnn.enabled
-    precise = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
-    before = [part.fp32_precision for part in precise]
-    try:
-        torch.set_num_threads(1)
-        mkldnn.enabled = True
-        for part in precise: part.fp32_precision = "ieee"
-        with (evaluating(model), flush_denormals(), torch.autocast(device, enabled=False),
-              np.errstate(all="ignore")): yield
-    finally:
-        for part, precision in zip(precise, before): part.fp32_precision = precision
-        mkldnn.enabled = enabled
-        torch.set_num_threads(threads)
+    with one_at_a_time:
+        device, mkldnn = next(model.parameters()).device.type, torch.backends.mkldnn
+        threads, enabled = torch.get_num_threads(), mkldnn.enabled
+        precise = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
+        before = [part.fp32_precision for part in precise]
+        try:
+            torch.set_num_threads(1)
+            mkldnn.enabled = True
+            for part in precise: part.fp32_precision = "ieee"
+            with (evaluating(model), flush_denormals(), torch.autocast(device, enabled=False),
+                  np.errstate(all="ignore")): yield
+        finally:
+            for part, precision in zip(precise, before): part.fp32_precision = precision
+            mkldnn.enabled = enabled
+            torch.set_num_threads(threads)
 
 # %% ../nbs/18_coding.ipynb #adbc38d8
 def _sized(model, height, width): # an AutoregressiveModel, pixels -> the same model for that size

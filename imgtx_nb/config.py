@@ -288,15 +288,19 @@ def config_from(parameters): # {name: value} -> a RunConfig
         if value in (None, default): continue
         raise ValueError(f"{name} is {value!r}, but {name} no longer exists: "
                          f"it was {default!r} by default, and only such runs can be used.")
-    refuse_unknown(given, [*stated(_grown(RunConfig))])
-    return RunConfig(**given)
+    if given.get("model") is not None: checked("model", given["model"], str, choices=MODELS)
+    known = stated(_grown(RunConfig))
+    refuse_unknown([name for name, value in given.items() if value is not None], [*known])
+    return RunConfig(**{name: given[name] for name in given.keys() & known.keys()})
 
 # %% ../nbs/14_config.ipynb #12e3d6c2
 def build_scheme(config): # a RunConfig -> a Scheme, or None for a model without attention
-    "The attention scheme that a config names, with its parameters."
+    "The attention scheme that a config names; raises `ValueError` if a query may attend to later keys."
     if config.attention is None: return None
     kind = SCHEMES[config.attention]
-    return kind(**_values(config, stated(kind)))
+    scheme = kind(**_values(config, stated(kind)))
+    scheme.mask(8, 8) # does it look ahead?
+    return scheme
 
 # %% ../nbs/14_config.ipynb #b516656c
 def refuse_small(config, image_shape): # a RunConfig, (3, height, width)

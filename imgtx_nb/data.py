@@ -712,7 +712,7 @@ def write_file(
     "Write a file that exists whole or not at all; raises `OSError` in one sentence."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".tmp")
+        part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try: part.write_bytes(content); part.replace(path)
         except OSError: part.unlink(missing_ok=True); raise
     except (OSError, ValueError) as e:

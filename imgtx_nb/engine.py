@@ -118,7 +118,7 @@ def _raise_in_a_sentence(manager, output_path):
     except PapermillExecutionError as e:
         if manager.shown and e.ename not in _INTERRUPTED:
             print(f"{output_path} shows where it happened.", file=words())
-        kind = type("Stopped", (NotebookError,), {}) if e.ename == "Stopped" else NotebookError
+        kind = type(e.ename, (NotebookError,), {}) if e.ename in _INTERRUPTED else NotebookError
         raise kind(e) from None
 
 def _sentence(e): # a PapermillExecutionError -> text

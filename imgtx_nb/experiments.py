@@ -7,6 +7,7 @@ __all__ = ['notebook_parameters', 'shared_parameters', 'plan', 'in_minutes', 'is
 
 # %% ../nbs/21_experiments.ipynb #64c4bf04
 import ast
+import json
 import os
 import time
 from dataclasses import asdict, replace
@@ -133,10 +134,14 @@ def _minutes_of(config, minutes): return f"{default_name(config)}, {minutes:g} m
 
 # %% ../nbs/21_experiments.ipynb #757c15e2
 def is_done(config): # a RunConfig -> bool
-    "Does the run's folder hold its outcome? Raises `ValueError` if it belongs to another run."
+    "Is the outcome there, and did its notebook end well? Raises `ValueError` if the folder is another run's."
     run = RunFolder(config)
     run.check()
-    return os.path.exists(run.path/"summary.json")
+    return os.path.exists(run.path/"summary.json") and not _broke_off(run.path/"train.ipynb")
+
+def _broke_off(notebook): # a path -> was it executed, and did it raise?
+    try: return bool(json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["papermill"]["exception"])
+    except (OSError, ValueError, KeyError, TypeError): return False
 
 # %% ../nbs/21_experiments.ipynb #e4c69274
 def run_notebook(config): # a RunConfig -> the path of the run folder

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .data import touchable
-from .parameters import checked, setting
+from .parameters import checked, setting, stated
 
 # %% ../nbs/05_masks.ipynb #628080c0
 class Scheme:
@@ -23,8 +23,10 @@ class Scheme:
     title = None # in tables; without one, the scheme's name in `SCHEMES`
 
     def __post_init__(self):
-        for f in fields(self):
-            object.__setattr__(self, f.name, checked(f.name, getattr(self, f.name), f.type, **f.metadata))
+        if type(self).__hash__ is None:
+            raise TypeError(f"{type(self).__name__} is not frozen: write @dataclass(frozen=True) above the class.")
+        for name, f in stated(self).items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), f.type, **f.metadata))
 
     def allows(self,
         query, # flat position(s) of the pixel that looks
@@ -39,9 +41,13 @@ class Scheme:
         return {}
 
     def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width]
-        "The dense mask, True where allowed; of all queries, or of those whose positions are given."
-        position = torch.arange(height * width)
-        return self.allows(position[queries, None], position, width)
+        "The dense mask, True where allowed, of all queries or of some; raises `ValueError` if it looks ahead."
+        position = torch.arange(height * width, device="cpu")
+        allowed = self.allows(position[queries, None], position, width)
+        if (allowed & (position > position[queries, None])).any():
+            raise ValueError(f"{type(self).__name__} lets a query attend to later keys, so bits/dim would be false: "
+                             "allow none with key > query.")
+        return allowed
 
 # %% ../nbs/05_masks.ipynb #657303f5
 @lru_cache

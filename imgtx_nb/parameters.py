@@ -9,7 +9,7 @@ __all__ = ['setting', 'allowed', 'meant', 'checked', 'stated', 'refuse_unknown',
 import difflib
 import math
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import numpy as np
 
@@ -79,8 +79,14 @@ def _within(value, choices=None, least=-math.inf, above=-math.inf, below=math.in
 
 # %% ../nbs/02_parameters.ipynb #8c8e647d
 def stated(kind): # a dataclass, or an object of one -> {name: field}
-    "The parameters that a class states, its parents' first."
-    return {f.name: f for f in fields(kind) if "meaning" in f.metadata}
+    "The parameters that a class states, its parents' first; raises `TypeError` for what is no dataclass."
+    if not is_dataclass(kind):
+        raise TypeError(f"{kind.__name__} is no dataclass: write @dataclass(frozen=True) above the class.")
+    known = {f.name: f for f in fields(kind) if "meaning" in f.metadata}
+    for f in known.values(): f.type = _BY_NAME.get(f.type, f.type) # annotations may be texts
+    return known
+
+_BY_NAME = {kind.__name__: kind for kind in _KINDS}
 
 # %% ../nbs/02_parameters.ipynb #35f8d9e7
 def refuse_unknown(

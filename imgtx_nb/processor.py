@@ -14,6 +14,8 @@ from functools import lru_cache
 
 import torch
 
+from .autoregressive import one_at_a_time
+
 # %% ../nbs/12_processor.ipynb #7708a621
 def keep_heap():
     "Ask glibc to keep freed memory for the next step; elsewhere, nothing."
@@ -93,10 +95,11 @@ def quick_threads(
     device, # a torch.device; where it is no CPU, nothing happens
 ):
     "As many threads as are fast, and afterwards as many as before; yields what to call before each piece."
-    before, outermost = torch.get_num_threads(), _Threads.most is None
     if device.type != "cpu": yield lambda: None; return
-    if outermost: _Threads.most = before
-    if outermost and (_Threads.found or 0) > before: _Threads.measured = -math.inf
-    try: yield _Threads().tune
-    finally:
-        if outermost: _Threads.most = None; torch.set_num_threads(before)
+    with one_at_a_time:
+        before, outermost = torch.get_num_threads(), _Threads.most is None
+        if outermost: _Threads.most = before
+        if outermost and (_Threads.found or 0) > before: _Threads.measured = -math.inf
+        try: yield _Threads().tune
+        finally:
+            if outermost: _Threads.most = None; torch.set_num_threads(before)

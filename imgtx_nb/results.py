@@ -27,7 +27,7 @@ from PIL import Image
 from .autoregressive import evaluating, pixel_nats
 from .config import RunConfig, architecture, build_scheme, config_rows, differing, distinction
 from .config import in_words, model_title, row_label, scheme_settings
-from .data import digest, find_path, image_grid, load_images, touchable
+from .data import digest, find_path, image_grid, load_images, touchable, write_file
 from .masks import draw_schemes
 from .parameters import checked, stated
 from .progress import in_lab, say
@@ -165,8 +165,8 @@ def _listed(folders): return [folders] if isinstance(folders, (str, Path)) else 
 # %% ../nbs/19_results.ipynb #10153a4b
 def write_table(path, table, markdown): # a path without suffix, a DataFrame, and what makes markdown of it
     "Write a table for programs, .csv, and for people, .md."
-    table.to_csv(f"{path}.csv", index=False)
-    Path(f"{path}.md").write_text(markdown(table) + "\n", encoding="utf-8")
+    write_file(Path(f"{path}.csv"), table.to_csv(index=False).encode())
+    write_file(Path(f"{path}.md"), (markdown(table) + "\n").encode())
 
 # %% ../nbs/19_results.ipynb #6cb72533
 def where_from(
@@ -355,8 +355,8 @@ def draw_samples(
     titles = ["given", *(f"T = {t:g}" for t in TEMPERATURES), "truth"]
     fig, axes = plt.subplots(1, 1 + len(columns), figsize=(9, 3.9), layout="constrained",
                              width_ratios=(2, *[1] * len(columns)))
-    axes[0].imshow(image_grid(samples[:6], 2), interpolation="nearest")
-    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:3], 1), interpolation="nearest")
+    axes[0].imshow(image_grid(samples[:6], 2), interpolation="nearest", origin="upper")
+    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:3], 1), interpolation="nearest", origin="upper")
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
     score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"
@@ -373,7 +373,7 @@ def draw_rows(
     fig, axes = plt.subplots(len(paths), squeeze=False, figsize=size, layout="constrained")
     for ax, path, name, score in zip(axes.flat, paths, _names(table), table.bits_per_dim):
         samples = _read_sheet(path/"samples.png", *_sides(path))[0][:n]
-        ax.imshow(image_grid(samples, n), interpolation="nearest")
+        ax.imshow(image_grid(samples, n), interpolation="nearest", origin="upper")
         label = f"{_wrapped(name, 46)}\n{score:.3f} bits/dim"
         ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=6.5)
         ax.set(xticks=[], yticks=[], frame_on=False)
@@ -592,8 +592,8 @@ def draw_bits(
     bits, n = pixel_bits(model, images, condition), len(images)
     fig, axes = plt.subplots(2, n, figsize=(1.45 * n + .9, 3.4), layout="constrained", squeeze=False)
     for ax, image, price in zip(axes.T, images, bits):
-        ax[0].imshow(image.permute(1, 2, 0))
-        heat = ax[1].imshow(price, cmap="magma", vmin=0, vmax=8)
+        ax[0].imshow(image.permute(1, 2, 0).numpy(), origin="upper")
+        heat = ax[1].imshow(price, cmap="magma", vmin=0, vmax=8, origin="upper")
         ax[1].set_xlabel(f"mean {price.mean():.2f}", fontsize=8)
         for a in ax: a.set(xticks=[], yticks=[])
     fig.colorbar(heat, ax=axes, label="bits/dim", aspect=30)
@@ -618,7 +618,7 @@ def draw_mixtures(
     with torch.no_grad(), evaluating(model):
         params = model(image[None].to(next(model.parameters()).device), condition).cpu()[0]
     fig, axes = plt.subplots(1, 1 + len(pixels), figsize=(2.2 * (1 + len(pixels)), 2.3), layout="constrained")
-    axes[0].imshow(image.permute(1, 2, 0))
+    axes[0].imshow(image.permute(1, 2, 0).numpy(), origin="upper")
     axes[0].set(xticks=[], yticks=[], xlabel="dotted: the true values")
     for ax, (row, column), letter in zip(axes[1:], pixels, "abcdefgh"):
         axes[0].text(column, row, letter, color="white", backgroundcolor="#00000080", fontsize=8,
@@ -675,16 +675,18 @@ def _from_here(path): # an absolute path -> the same, relative to the folder one
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 # %% ../nbs/19_results.ipynb #30fca9ca
-def save_figure(fig, path): # a matplotlib figure, and where it goes, as .png or as .webp
+def save_figure(fig, path): # a matplotlib figure, and the Path where it goes, as .png or as .webp
     "Write a figure and close it; a chart without pictures takes 256 colours, and half the bytes."
     packed = {"lossless": True, "method": 6} if path.suffix == ".webp" else {"optimize": True}
-    fig.savefig(path, dpi=110, pil_kwargs=packed)
-    if path.suffix == ".png" and not any(ax.images for ax in fig.axes): _in_256_colours(path)
+    fig.savefig(file := io.BytesIO(), format=path.suffix[1:], dpi=110, pil_kwargs=packed)
+    is_chart = path.suffix == ".png" and not any(ax.images for ax in fig.axes)
+    write_file(path, (_in_256_colours(file) if is_chart else file).getvalue())
     plt.close(fig)
 
-def _in_256_colours(path):
-    with Image.open(path) as chart: fewer = chart.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    fewer.save(path, optimize=True)
+def _in_256_colours(file): # a PNG in memory -> the same
+    with Image.open(file) as chart: fewer = chart.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    fewer.save(smaller := io.BytesIO(), "png", optimize=True)
+    return smaller
 
 # %% ../nbs/19_results.ipynb #a4f8e945
 def results_explorer(

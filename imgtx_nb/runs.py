@@ -15,7 +15,7 @@ import platform
 import re
 import subprocess
 import warnings
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import imgtx_nb
 from .config import build_model, config_from, differing
@@ -39,7 +39,7 @@ def write_whole(
     write, # a function that writes to the path that it is given
 ):
     "Write a file that exists whole or not at all; raises `OSError` in one sentence if that fails."
-    part = path.with_name(path.name + ".tmp")
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp") # other processes may write it, too
     try:
         write(part)
         with open(part, "rb+") as f: os.fsync(f.fileno()) # "+": Windows forces only what may be written
@@ -235,10 +235,10 @@ def write_weights(
     bits=None, # of a number in a matrix, 2 to 16; None: the model's own precision
 ):
     "Write the weights of a model; raises `ValueError` about `bits`."
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()} # some may be tied
     if bits is not None: weights = _passed_on(weights, bits)
     shape = {"image_shape": json.dumps(model.image_shape)}
-    write_whole(path/"model.safetensors", lambda part: save_file(weights, part, metadata=shape))
+    write_whole(path/"model.safetensors", lambda part: part.write_bytes(save(weights, metadata=shape)))
 
 def _passed_on(weights, bits): # vectors, few inputs, the first and the last layer are sensitive: 16 bits
     numbers = {name: x for name, x in weights.items() if x.is_floating_point()}
@@ -351,13 +351,24 @@ def load_run(
                          ) from None
     return model.eval(), config
 
+# %% ../nbs/15_runs.ipynb #cb288590
+@contextmanager
+def _fresh(dtype): # of new weights, which leave the random state alone
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.random.fork_rng(devices=[]): yield
+    finally: torch.set_default_dtype(usual)
+
 # %% ../nbs/15_runs.ipynb #b2972f71
 def _with_weights(config, path):
+    with open(path, "rb"): pass # tells why it cannot be read, if so
     with safe_open(path, "pt") as kept:
         try: shape = json.loads(kept.metadata()["image_shape"])
         except ValueError as e: raise TypeError(str(e)) from None
         weights = {name: kept.get_tensor(name) for name in kept.keys()}
-    model = build_model(config, shape)
+    wide = any(x.dtype == torch.float64 for x in weights.values())
+    with _fresh(torch.float64 if wide else torch.float32): model = build_model(config, shape)
     own = model.state_dict()
     packs = [name for name, x in weights.items() if x.dtype == torch.uint8 and name in own]
     model.load_state_dict(weights | {name: unpacked(weights[name], own[name].shape) for name in packs})

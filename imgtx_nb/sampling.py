@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .autoregressive import evaluating
+from .autoregressive import evaluating, one_at_a_time
 from .cached import CompiledDraws
 from .data import as_images, as_tensor, image_grid, refuse_place, touchable, write_file
 from .logistic_mixture import checked_temperature
@@ -34,7 +34,7 @@ def seeded(
     if seed is None: yield; return
     seed = checked("seed", seed, int, least=0, most=2**64 - 1)
     elsewhere = {} if device.type == "cpu" else {"device_type": device.type}
-    with torch.random.fork_rng([device] if elsewhere else [], **elsewhere):
+    with one_at_a_time, torch.random.fork_rng([device] if elsewhere else [], **elsewhere):
         torch.default_generator.manual_seed(seed)
         if elsewhere: _seed_on(device, seed)
         yield
@@ -183,7 +183,7 @@ def growth_explorer(
     packed = lambda x: base64.b64encode(x.byte().numpy().tobytes()).decode()
     half = image.clone(); half[:, (rows + image.shape[1]) // 2:] = 255
     fig, axes = plt.subplots(1, 2, figsize=(5, 2.5), layout="constrained")
-    for ax, picture in zip(axes, (half, image)): ax.imshow(picture.permute(1, 2, 0)); ax.axis("off")
+    for ax, picture in zip(axes, (half, image)): ax.imshow(picture.permute(1, 2, 0).numpy(), origin="upper"); ax.axis("off")
     data = dict(height=image.shape[1], width=image.shape[2], rows=rows, pixels=packed(image.permute(1, 2, 0)),
                 bits=[round(b, 2) for b in bits.tolist()], roots=packed((255 * pmf.sqrt()).round()))
     return touchable(fig, "A picture that a model has drawn, half of it and the whole", data, _GROWTH)

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.optim.swa_utils import AveragedModel
 
 from .attention import has_triton, prepare
-from .autoregressive import bits_per_dim, evaluating, nats
+from .autoregressive import bits_per_dim, evaluating, nats, refuse_leak
 from .cached import as_graph, on_stream
 from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
@@ -195,6 +195,7 @@ class Averaged(AveragedModel):
         n = self.n_averaged.item()
         kept = min(self.decay, (1 + n) / (10 + n)) if n else 0.
         torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - kept)
+        for mine, new in zip(self.module.buffers(), model.buffers()): mine.copy_(new)
         self.n_averaged += 1
 
 # %% ../nbs/16_training.ipynb #2c3f3d08
@@ -569,6 +570,7 @@ def interrupts():
     with handled(note): yield stopped
 
 # %% ../nbs/16_training.ipynb #9915049d
+@torch.random.fork_rng([]) # the caller's random state stays what it is
 @flush_denormals()
 def fit(
     config,                  # a RunConfig
@@ -593,6 +595,7 @@ def fit(
         with interrupts() as asked, view.bar:
             train(trainer, history, keeper, data["valid"], _in_any(accelerator, asked), tune, view)
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
+        _refuse_foreign_leak(trainer.scored, data)
         bits = trainer.score(*data["test"])
         about = {"digest": digests, **classes}
         keeper.keep(_write_summary, _summarize(trainer, history, images, about, bits))
@@ -641,7 +644,13 @@ def _trainer(config, data, accelerator): # {split: (images, labels)}
     images, labels = data["train"]
     trainer = Trainer(config, images, accelerator, labels)
     for _, labels in data.values(): trainer.raw.fits(images.shape[1:], labels)
+    _refuse_foreign_leak(trainer.raw, data)
     return trainer
+
+def _refuse_foreign_leak(model, data): # the package's own models are tested
+    image, label = (x[:1].to(next(model.parameters()).device) for x in data["train"])
+    own = type(model).__module__.startswith("imgtx_nb.")
+    if not own: refuse_leak(model, image, *_given(model.observed(image, label)))
 
 def _claim(run, held): run.open(); held.enter_context(run.lock())
 
@@ -671,7 +680,11 @@ def _resume(trainer, history, keeper):
     if scored and not from_main(trainer.accelerator, lambda: has_weights(keeper.path)):
         trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
         keeper.keep(write_weights, trainer.scored)
-    trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
+    try: trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
+    except (KeyError, TypeError, RuntimeError, ValueError) as e:
+        raise ValueError(f"{keeper.path} holds a checkpoint of another model of this name, or a damaged one "
+                         f"({' '.join(str(e).split())[:100]}): choose another run_name, or remove the folder."
+                         ) from None
     if history.rows: keeper.keep(write_metrics, history.rows)
 
 # %% ../nbs/16_training.ipynb #de9055e4
