@@ -215,7 +215,7 @@ class SelfAttention(nn.Module):
         d_model,      # width of the layer
         n_heads,      # heads, which share d_model; a `ValueError` unless they divide it
         scheme,       # a Scheme
-        rotary=False, # rotate queries and keys, after a learned bias? Then d_model / n_heads is a multiple of 4
+        rotary=False, # rotate queries and keys, after a learned bias? d_model / n_heads is a multiple of 4
     ):
         super().__init__()
         _refuse_heads(d_model, n_heads, rotary)

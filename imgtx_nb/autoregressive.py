@@ -57,7 +57,7 @@ class Described:
     "What a class of models says of itself; parameters are stated as fields."
     likelihood: str = setting("dmol", "mixture of logistics, or three softmaxes", choices=LIKELIHOODS)
     n_mixtures: int = setting(10, "logistics in the mixture", least=1, most=1000, only={"likelihood": "dmol"})
-    condition: str = setting(None, "what the model is told of an image; left out: nothing", choices=CONDITIONS)
+    condition: str = setting(None, "what the model is told; left out: nothing", choices=CONDITIONS)
     n_classes: int = setting(10, "classes of the labels", least=1, only={"condition": "label"})
     factor: int = setting(4, "how many times smaller low_res is", least=2, only={"condition": "low_res"})
 
@@ -288,8 +288,8 @@ def refuse_leak(
     later.flatten(2)[..., middle:] ^= 255
     with evaluating(model): before, after = (model(x, condition).flatten(1, 2) for x in (images, later))
     if not torch.allclose(before[:, :middle + 1], after[:, :middle + 1], 1e-3, 1e-3, equal_nan=True):
-        raise ValueError(f"{type(model).__name__} sees the pixel that it predicts, or later ones, so bits/dim would "
-                         "be false: let parameters depend on earlier pixels alone.")
+        raise ValueError(f"{type(model).__name__} sees the pixel that it predicts, or later ones, so "
+                         "bits/dim would be false: let parameters depend on earlier pixels alone.")
 
 # %% ../nbs/04_autoregressive.ipynb #3763f817
 def receptive_field(

@@ -198,7 +198,8 @@ def _pinned(
     with one_at_a_time:
         device, mkldnn = next(model.parameters()).device.type, torch.backends.mkldnn
         threads, enabled = torch.get_num_threads(), mkldnn.enabled
-        precise = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
+        parts = mkldnn.matmul, mkldnn.conv
+        precise = [part for part in parts if part.fp32_precision not in ("none", "ieee")]
         before = [part.fp32_precision for part in precise]
         try:
             torch.set_num_threads(1)

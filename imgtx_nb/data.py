@@ -551,7 +551,8 @@ def class_names(
     if not isinstance(names, np.ndarray) or names.ndim != 1 or names.dtype.kind not in "US":
         raise ValueError(f"class_names of {path} is no flat array of texts: give one text for each label.")
     try: return [*map(str, names.astype(str))]
-    except UnicodeDecodeError: raise ValueError(f"class_names of {path} are not ASCII: give them as str.") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"class_names of {path} are not ASCII: give them as str.") from None
 
 # %% ../nbs/01_data.ipynb #1aa26cdd
 def _named(path): # an .npz file, or a folder of arrays -> its array class_names, or None
@@ -661,7 +662,7 @@ def as_images(
 
 # %% ../nbs/01_data.ipynb #aa4448d2
 def as_tensor(x): # a tensor, an array or a list
-    "A tensor of it, also of an array that is read-only or runs backwards; raises what `torch.as_tensor` raises."
+    "A tensor of it, also if it is read-only or runs backwards; raises what `torch.as_tensor` raises."
     awkward = isinstance(x, np.ndarray) and (not x.flags.writeable or min(x.strides, default=0) < 0)
     return torch.as_tensor(x.copy() if awkward else x)
 
@@ -698,8 +699,10 @@ def refuse_place(
         if not os.access(above, os.W_OK) or above != path and not above.is_dir():
             raise OSError(errno.EACCES, "nothing may be written there")
     except (OSError, ValueError) as e:
-        raise OSError(f"{path} cannot be written ({getattr(e, 'strerror', e)}): choose another path.") from None
-    if same: raise ValueError(f"{path} would be written over {same[0]}, which is needed: choose another path.")
+        why = getattr(e, "strerror", e)
+        raise OSError(f"{path} cannot be written ({why}): choose another path.") from None
+    if same:
+        raise ValueError(f"{path} would be written over {same[0]}, which is needed: choose another path.")
 
 def _is_same(path, other): # two paths -> do they name one file?
     return path.resolve() == other.resolve() or path.exists() and other.exists() and path.samefile(other)
@@ -724,7 +727,7 @@ def png_path(
     save,  # where to write, from the project's root
     *read, # paths of files that are read
 ):         # a path
-    "The path of a PNG file to be; raises `ValueError` for another kind of file, and what `refuse_place` raises."
+    "The path of a PNG file to be; raises `ValueError` for another kind, and what `refuse_place` raises."
     if not str(save).lower().endswith(".png"): raise ValueError(f"save is {save!r}: it must end in .png.")
     refuse_place(from_root(save), *read)
     return from_root(save)

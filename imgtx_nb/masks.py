@@ -24,7 +24,8 @@ class Scheme:
 
     def __post_init__(self):
         if type(self).__hash__ is None:
-            raise TypeError(f"{type(self).__name__} is not frozen: write @dataclass(frozen=True) above the class.")
+            name = type(self).__name__
+            raise TypeError(f"{name} is not frozen: write @dataclass(frozen=True) above the class.")
         for name, f in stated(self).items():
             object.__setattr__(self, name, checked(name, getattr(self, name), f.type, **f.metadata))
 
@@ -41,12 +42,12 @@ class Scheme:
         return {}
 
     def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width]
-        "The dense mask, True where allowed, of all queries or of some; raises `ValueError` if it looks ahead."
+        "The dense mask, True where allowed, of all queries or of some; a `ValueError` if one looks ahead."
         position = torch.arange(height * width, device="cpu")
         allowed = self.allows(position[queries, None], position, width)
         if (allowed & (position > position[queries, None])).any():
-            raise ValueError(f"{type(self).__name__} lets a query attend to later keys, so bits/dim would be false: "
-                             "allow none with key > query.")
+            raise ValueError(f"{type(self).__name__} lets a query attend to later keys, so bits/dim would "
+                             "be false: allow none with key > query.")
         return allowed
 
 # %% ../nbs/05_masks.ipynb #657303f5

@@ -356,7 +356,8 @@ def draw_samples(
     fig, axes = plt.subplots(1, 1 + len(columns), figsize=(9, 3.9), layout="constrained",
                              width_ratios=(2, *[1] * len(columns)))
     axes[0].imshow(image_grid(samples[:6], 2), interpolation="nearest", origin="upper")
-    for ax, images in zip(axes[1:], columns): ax.imshow(image_grid(images[:3], 1), interpolation="nearest", origin="upper")
+    for ax, images in zip(axes[1:], columns):
+        ax.imshow(image_grid(images[:3], 1), interpolation="nearest", origin="upper")
     for ax, title in zip(axes, ["samples", *titles]): ax.set_title(title, fontsize=9); ax.axis("off")
     table = table1([folder])
     score = f"{table.bits_per_dim[0]:.3f}\N{NO-BREAK SPACE}bits/dim"

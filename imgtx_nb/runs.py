@@ -235,7 +235,8 @@ def write_weights(
     bits=None, # of a number in a matrix, 2 to 16; None: the model's own precision
 ):
     "Write the weights of a model; raises `ValueError` about `bits`."
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()} # some may be tied
+    apart = lambda x: x.detach().cpu().clone().contiguous() # some may be tied
+    weights = {name: apart(x) for name, x in model.state_dict().items()}
     if bits is not None: weights = _passed_on(weights, bits)
     shape = {"image_shape": json.dumps(model.image_shape)}
     write_whole(path/"model.safetensors", lambda part: part.write_bytes(save(weights, metadata=shape)))

@@ -183,7 +183,8 @@ def growth_explorer(
     packed = lambda x: base64.b64encode(x.byte().numpy().tobytes()).decode()
     half = image.clone(); half[:, (rows + image.shape[1]) // 2:] = 255
     fig, axes = plt.subplots(1, 2, figsize=(5, 2.5), layout="constrained")
-    for ax, picture in zip(axes, (half, image)): ax.imshow(picture.permute(1, 2, 0).numpy(), origin="upper"); ax.axis("off")
+    for ax, picture in zip(axes, (half, image)):
+        ax.imshow(picture.permute(1, 2, 0).numpy(), origin="upper"); ax.axis("off")
     data = dict(height=image.shape[1], width=image.shape[2], rows=rows, pixels=packed(image.permute(1, 2, 0)),
                 bits=[round(b, 2) for b in bits.tolist()], roots=packed((255 * pmf.sqrt()).round()))
     return touchable(fig, "A picture that a model has drawn, half of it and the whole", data, _GROWTH)
