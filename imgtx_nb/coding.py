@@ -195,7 +195,7 @@ def _pinned(
     model, # an AutoregressiveModel
 ):
     "Whatever changes the last bits of a step is the same inside, and afterwards as before."
-    with one_at_a_time:
+    with one_at_a_time():
         device, mkldnn = next(model.parameters()).device.type, torch.backends.mkldnn
         threads, enabled = torch.get_num_threads(), mkldnn.enabled
         parts = mkldnn.matmul, mkldnn.conv

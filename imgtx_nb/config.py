@@ -19,7 +19,7 @@ import imgtx_nb.neighbourhood
 import imgtx_nb.pixelcnnpp
 import imgtx_nb.transformer
 from .autoregressive import MODELS, AutoregressiveModel
-from .masks import SCHEMES
+from .masks import SCHEMES, first_keys
 from .parameters import checked, refuse_unknown, setting, stated
 
 # %% ../nbs/14_config.ipynb #d2ba3b5f
@@ -295,12 +295,10 @@ def config_from(parameters): # {name: value} -> a RunConfig
 
 # %% ../nbs/14_config.ipynb #12e3d6c2
 def build_scheme(config): # a RunConfig -> a Scheme, or None for a model without attention
-    "The attention scheme that a config names; raises `ValueError` if a query may attend to later keys."
+    "The attention scheme that a config names, with its parameters."
     if config.attention is None: return None
     kind = SCHEMES[config.attention]
-    scheme = kind(**_values(config, stated(kind)))
-    scheme.mask(8, 8) # does it look ahead?
-    return scheme
+    return kind(**_values(config, stated(kind)))
 
 # %% ../nbs/14_config.ipynb #b516656c
 def refuse_small(config, image_shape): # a RunConfig, (3, height, width)
@@ -317,9 +315,10 @@ def build_model(
     config,      # a RunConfig
     image_shape, # (3, height, width) of the images
 ):               # an AutoregressiveModel with fresh weights
-    "The model that a config describes; raises `ValueError` if the images are smaller than its scheme."
+    "The model that a config describes; raises `ValueError` for small images, or a scheme that looks ahead."
     refuse_small(config, image_shape)
     kind, scheme = MODELS[config.model], build_scheme(config)
+    if scheme: first_keys(scheme, *image_shape[1:]) # makes all masks, which looks at that
     settings = _values(config, stated(kind))
     return kind(image_shape, **settings) if scheme is None else kind(image_shape, scheme, **settings)
 

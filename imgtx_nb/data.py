@@ -14,6 +14,7 @@ import configparser
 import errno
 import json
 import os
+import shutil
 import warnings
 import zipfile
 import zlib
@@ -608,7 +609,8 @@ def read_picture(
 ):           # a Pillow image of mode RGB
     "The whole picture, upright; raises `FileNotFoundError`, `TypeError` or `ValueError` in one sentence."
     pixels, mode, n_frames = _read_picture(picture)
-    _warn_of_pictures({mode: 1}, n_frames - 1)
+    where = "a Pillow image" if isinstance(picture, Image.Image) else str(picture)
+    _warn_of_pictures({mode: 1}, n_frames - 1, where)
     return Image.fromarray(pixels)
 
 # %% ../nbs/01_data.ipynb #6dc0fafd
@@ -669,8 +671,8 @@ def as_tensor(x): # a tensor, an array or a list
 # %% ../nbs/01_data.ipynb #40603dd2
 _PICTURES = (str, os.PathLike, Image.Image)
 
-def _warn_of_pictures(modes, further): # Counters of modes; frames after the first ones
-    _warn_of_changes("pictures", +Counter({"further frames of animations": further}), modes)
+def _warn_of_pictures(modes, further, where="pictures"): # {mode: images}; frames after the first ones
+    _warn_of_changes(where, +Counter({"further frames of animations": further}), modes)
 
 def _as_tensor(images):
     try: return as_tensor(images)
@@ -692,13 +694,14 @@ def refuse_place(
 ):
     "Raise `ValueError` or `OSError`, before the work, where a file cannot be written, or should not be."
     try:
-        path.resolve() # raises ValueError for a name that no file can have
-        above = next(place for place in (path, *path.parents) if place.exists())
+        path.resolve() # raises ValueError for a name that no file can have, RuntimeError for links in a circle
+        above = next(place for place in path.parents if place.exists())
         same = [other for other in read if _is_same(path, other)]
         if path.is_dir(): raise OSError(errno.EISDIR, "it is a folder: name a file")
-        if not os.access(above, os.W_OK) or above != path and not above.is_dir():
+        needed = [path] * path.exists() + [above] * (path.is_file() or not path.exists())
+        if not all(os.access(place, os.W_OK) for place in needed) or not above.is_dir():
             raise OSError(errno.EACCES, "nothing may be written there")
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RuntimeError) as e:
         why = getattr(e, "strerror", e)
         raise OSError(f"{path} cannot be written ({why}): choose another path.") from None
     if same:
@@ -714,11 +717,18 @@ def write_file(
 ):           # text: where it is
     "Write a file that exists whole or not at all; raises `OSError` in one sentence."
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try: part.write_bytes(content); part.replace(path)
-        except OSError: part.unlink(missing_ok=True); raise
-    except (OSError, ValueError) as e:
+        place = path.resolve() # of what a link names
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{os.getpid()}.tmp")
+        if place.exists() and not place.is_file(): part = place # a device
+        try:
+            part.write_bytes(content)
+            if place.is_file(): shutil.copymode(place, part)
+            if part != place: part.replace(place)
+        except OSError:
+            if part != place: part.unlink(missing_ok=True)
+            raise
+    except (OSError, ValueError, RuntimeError) as e:
         raise OSError(f"{path} cannot be written ({e}): choose another path.") from None
     return f"Written: {path}"
 

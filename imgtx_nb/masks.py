@@ -58,7 +58,7 @@ def first_keys(
     height, width, # size of the picture in pixels
 ):                 # int64 [height * width]
     "The first position that each query may attend to."
-    rows = torch.arange(height * width).view(height, width)
+    rows = torch.arange(height * width, device="cpu").view(height, width)
     return torch.cat([scheme.mask(height, width, row).int().argmax(1) for row in rows])
 
 # %% ../nbs/05_masks.ipynb #114438bd

@@ -81,9 +81,12 @@ def _within(value, choices=None, least=-math.inf, above=-math.inf, below=math.in
 def stated(kind): # a dataclass, or an object of one -> {name: field}
     "The parameters that a class states, its parents' first; raises `TypeError` for what is no dataclass."
     if not is_dataclass(kind):
-        raise TypeError(f"{kind.__name__} is no dataclass: write @dataclass(frozen=True) above the class.")
+        name = getattr(kind, "__name__", type(kind).__name__)
+        raise TypeError(f"{name} is no dataclass: write @dataclass(frozen=True) above the class.")
     known = {f.name: f for f in fields(kind) if "meaning" in f.metadata}
-    for f in known.values(): f.type = _BY_NAME.get(f.type, f.type) # annotations may be texts
+    for f in known.values():
+        f.type = _BY_NAME.get(f.type, f.type) # annotations may be texts
+        if f.type not in _KINDS: raise TypeError(f"{f.name} is of type {f.type!r}: write int, float, bool or str.")
     return known
 
 _BY_NAME = {kind.__name__: kind for kind in _KINDS}

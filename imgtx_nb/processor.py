@@ -96,7 +96,7 @@ def quick_threads(
 ):
     "As many threads as are fast, and afterwards as many as before; yields what to call before each piece."
     if device.type != "cpu": yield lambda: None; return
-    with one_at_a_time:
+    with one_at_a_time():
         before, outermost = torch.get_num_threads(), _Threads.most is None
         if outermost: _Threads.most = before
         if outermost and (_Threads.found or 0) > before: _Threads.measured = -math.inf

@@ -393,25 +393,28 @@ def draw_curves(
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
     table, curves = table1(folders), [read_metrics(find_path(f)) for f in folders]
+    curves = [metrics.assign(images=metrics.step * n) for metrics, n in zip(curves, table.batch_size)]
     names = [_wrapped(name, 36) for name in _names(table)]
-    legend = sum(.17 + .12 * name.count("\n") for name in names) # its height in inches
+    legend = .15 + sum(.17 + .12 * name.count("\n") for name in names) # its height in inches
     fig, ax = plt.subplots(figsize=(9, max(4.4, 1 + legend)), layout="constrained")
     kinds = dict.fromkeys(table.architecture)
     colours = dict(zip(kinds, sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))))
     for name, row, metrics in zip(names, table.itertuples(), curves):
-        images, colour = metrics.step * row.batch_size, colours[row.architecture]
+        colour = colours[row.architecture]
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
-        ax.plot(images, training, color=colour, lw=1, alpha=.3)
-        valid = metrics.assign(images=images)[["images", "valid_bits_per_dim"]].dropna().values.T
+        ax.plot(metrics.images, training, color=colour, lw=1, alpha=.3)
+        valid = metrics[["images", "valid_bits_per_dim"]].dropna().values.T
         dash = "--" if row.recipe == "published" else "-"
         first = row.seed == table[table.architecture == row.architecture].seed.iloc[0]
         ax.plot(*valid, "o", ls=dash, color=colour, mfc=colour if first else "white", ms=4, label=name)
     ax.set(xscale="log", xlabel="training images seen", ylabel="bits/dim")
     known = pd.concat(curves)
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
-    if lowest < highest: ax.set_ylim(lowest - .1, highest + .5) # the start of training may lie above
+    if lowest < highest: # the start of training may lie above
+        ax.set_ylim(lowest - .1, highest + .5)
+        ax.set_xlim(left=.8 * max(1, known[known.train_bits_per_dim < highest + .5].images.min()))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    fig.legend(loc="outside right upper", title="dots: validation; thin: training; dashed: published",
+    fig.legend(loc="outside right upper", title="dots: validation (hollow: another seed);\nthin: training; dashed: published",
                fontsize=7, title_fontsize=8, handlelength=3.5)
     return _caption(fig, "Learning curves", table)
 

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 import imgtx_nb
+from .autoregressive import one_at_a_time
 from .config import build_model, config_from, differing
 from .data import find_path, from_root
 from .parameters import checked
@@ -354,12 +355,12 @@ def load_run(
 
 # %% ../nbs/15_runs.ipynb #cb288590
 @contextmanager
-def _fresh(dtype): # of new weights, which leave the random state alone
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.random.fork_rng(devices=[]): yield
-    finally: torch.set_default_dtype(usual)
+def _fresh(): # new weights are in single precision, and leave the random state alone
+    with one_at_a_time(), torch.random.fork_rng(devices=[]):
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try: yield
+        finally: torch.set_default_dtype(usual)
 
 # %% ../nbs/15_runs.ipynb #b2972f71
 def _with_weights(config, path):
@@ -368,8 +369,9 @@ def _with_weights(config, path):
         try: shape = json.loads(kept.metadata()["image_shape"])
         except ValueError as e: raise TypeError(str(e)) from None
         weights = {name: kept.get_tensor(name) for name in kept.keys()}
-    wide = any(x.dtype == torch.float64 for x in weights.values())
-    with _fresh(torch.float64 if wide else torch.float32): model = build_model(config, shape)
+    with _fresh(): model = build_model(config, shape)
+    parameters = (weights.get(name) for name, _ in model.named_parameters())
+    if any(x is not None and x.dtype == torch.float64 for x in parameters): model.double()
     own = model.state_dict()
     packs = [name for name, x in weights.items() if x.dtype == torch.uint8 and name in own]
     model.load_state_dict(weights | {name: unpacked(weights[name], own[name].shape) for name in packs})

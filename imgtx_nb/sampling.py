@@ -34,7 +34,7 @@ def seeded(
     if seed is None: yield; return
     seed = checked("seed", seed, int, least=0, most=2**64 - 1)
     elsewhere = {} if device.type == "cpu" else {"device_type": device.type}
-    with one_at_a_time, torch.random.fork_rng([device] if elsewhere else [], **elsewhere):
+    with one_at_a_time(), torch.random.fork_rng([device] if elsewhere else [], **elsewhere):
         torch.default_generator.manual_seed(seed)
         if elsewhere: _seed_on(device, seed)
         yield
@@ -273,7 +273,7 @@ def animate_growth(
     refuse_place(Path(path))
     step, enlarge, milliseconds = (checked(name, value, int, least=1) for name, value in (
         ("step", step), ("enlarge", enlarge), ("milliseconds", milliseconds)))
-    rows = checked("rows", rows, int, least=0, most=images.shape[2] - 1)
+    rows = checked("rows", rows, int, least=0, most=images.shape[2])
     pixels, width = images.flatten(2), images.shape[3]
     ends = [*range(rows * width, pixels.shape[2], step), pixels.shape[2]]
     later = torch.arange(pixels.shape[2])

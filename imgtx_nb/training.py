@@ -22,11 +22,11 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.optim.swa_utils import AveragedModel
 
 from .attention import has_triton, prepare
-from .autoregressive import bits_per_dim, evaluating, nats, refuse_leak
+from .autoregressive import bits_per_dim, evaluating, nats, one_at_a_time, refuse_leak
 from .cached import as_graph, on_stream
 from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
-from .data import as_images, class_names, digest, load_images, load_splits
+from .data import as_images, as_tensor, class_names, digest, load_images, load_splits
 from .parameters import checked
 from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
@@ -195,7 +195,9 @@ class Averaged(AveragedModel):
         n = self.n_averaged.item()
         kept = min(self.decay, (1 + n) / (10 + n)) if n else 0.
         torch._foreach_lerp_([*self.module.parameters()], [*model.parameters()], 1 - kept)
-        for mine, new in zip(self.module.buffers(), model.buffers()): mine.copy_(new)
+        kept_buffers = dict(self.module.named_buffers())
+        for name, new in model.named_buffers():
+            if name in kept_buffers and kept_buffers[name].shape == new.shape: kept_buffers[name].copy_(new)
         self.n_averaged += 1
 
 # %% ../nbs/16_training.ipynb #2c3f3d08
@@ -235,7 +237,7 @@ def _bar(images): # a bar over this process's share, if it takes more than two s
     return Bar(total=len(_own_share(images)), desc="scoring", delay=2, leave=False, **quiet)
 
 def _paired(images, contexts):
-    images, contexts = map(torch.as_tensor, (images, images if contexts is None else contexts))
+    images, contexts = map(as_tensor, (images, images if contexts is None else contexts))
     if contexts.shape != images.shape:
         raise ValueError(f"contexts have shape {tuple(contexts.shape)}, images {tuple(images.shape)}: "
                          "give one context for each image, of its size.")
@@ -570,7 +572,8 @@ def interrupts():
     with handled(note): yield stopped
 
 # %% ../nbs/16_training.ipynb #9915049d
-@torch.random.fork_rng([]) # the caller's random state stays what it is
+@one_at_a_time()
+@torch.random.fork_rng([]) # the caller's random state, on the CPU, stays what it is
 @flush_denormals()
 def fit(
     config,                  # a RunConfig
@@ -652,7 +655,9 @@ def _refuse_foreign_leak(model, data): # the package's own models are tested
     own = type(model).__module__.startswith("imgtx_nb.")
     if not own: refuse_leak(model, image, *_given(model.observed(image, label)))
 
-def _claim(run, held): run.open(); held.enter_context(run.lock())
+def _claim(run, held):
+    run.open(); held.enter_context(run.lock())
+    for left in (*run.path.glob("checkpoint-*.tmp"), *run.path.glob("model.safetensors.*.tmp")): left.unlink()
 
 def _finished(run, digests):
     run.check()
@@ -676,15 +681,16 @@ def _resume(trainer, history, keeper):
     "Go on from the newest checkpoint, if there is one; raises `ValueError` where that is impossible."
     state = from_main(trainer.accelerator, lambda: _checked_state(keeper))
     if not state: return keeper.keep(forget_outcome)
-    scored = math.isfinite(state["history"]["best"])
-    if scored and not from_main(trainer.accelerator, lambda: has_weights(keeper.path)):
-        trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
-        keeper.keep(write_weights, trainer.scored)
     try: trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
+    except torch.OutOfMemoryError: raise
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
         raise ValueError(f"{keeper.path} holds a checkpoint of another model of this name, or a damaged one "
                          f"({' '.join(str(e).split())[:100]}): choose another run_name, or remove the folder."
                          ) from None
+    if math.isfinite(history.best) and not from_main(trainer.accelerator, lambda: has_weights(keeper.path)):
+        trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
+        keeper.keep(write_weights, trainer.scored)
+        trainer.load_state_dict(state["trainer"])
     if history.rows: keeper.keep(write_metrics, history.rows)
 
 # %% ../nbs/16_training.ipynb #de9055e4
