@@ -51,7 +51,8 @@ def _stating(cls): # a class with fields -> the same class
     notes, above = inspect.get_annotations(cls), {*stated(cls)} if is_dataclass(cls) else set()
     own = [name for name in notes if isinstance(vars(cls).get(name), Field)]
     for name in above & notes.keys() - {*own}:
-        raise TypeError(f"{cls.__name__} gives the parameter {name} a plain value: write {name}: int = setting(...).")
+        raise TypeError(f"{cls.__name__} gives the parameter {name} a plain value: "
+                        f"write {name}: int = setting(...).")
     cls.__annotations__ = {name: notes[name] for name in own}
     dataclass(init=False, repr=False, eq=False)(cls)
     cls.__annotations__ = notes

@@ -86,7 +86,8 @@ def stated(kind): # a dataclass, or an object of one -> {name: field}
     known = {f.name: f for f in fields(kind) if "meaning" in f.metadata}
     for f in known.values():
         f.type = _BY_NAME.get(f.type, f.type) # annotations may be texts
-        if f.type not in _KINDS: raise TypeError(f"{f.name} is of type {f.type!r}: write int, float, bool or str.")
+        if f.type not in _KINDS:
+            raise TypeError(f"{f.name} is of type {f.type!r}: write int, float, bool or str.")
     return known
 
 _BY_NAME = {kind.__name__: kind for kind in _KINDS}

@@ -414,8 +414,8 @@ def draw_curves(
         ax.set_ylim(lowest - .1, highest + .5)
         ax.set_xlim(left=.8 * max(1, known[known.train_bits_per_dim < highest + .5].images.min()))
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    fig.legend(loc="outside right upper", title="dots: validation (hollow: another seed);\nthin: training; dashed: published",
-               fontsize=7, title_fontsize=8, handlelength=3.5)
+    told = "dots: validation (hollow: another seed);\nthin: training; dashed: published"
+    fig.legend(loc="outside right upper", title=told, fontsize=7, title_fontsize=8, handlelength=3.5)
     return _caption(fig, "Learning curves", table)
 
 # %% ../nbs/19_results.ipynb #c7bd02a7
