@@ -695,7 +695,7 @@ def refuse_place(
     "Raise `ValueError` or `OSError`, before the work, where a file cannot be written, or should not be."
     try:
         path.resolve() # ValueError: a name that no file can have; RuntimeError: links in a circle
-        above = next(place for place in path.parents if place.exists())
+        above = next((place for place in path.parents if place.exists()), path)
         same = [other for other in read if _is_same(path, other)]
         if path.is_dir(): raise OSError(errno.EISDIR, "it is a folder: name a file")
         needed = [path] * path.exists() + [above] * (path.is_file() or not path.exists())
