@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MODELS', 'on_axis', 'scaled', 'unrounded', 'Described', 'AutoregressiveModel', 'RecomputingDecoder',
-           'ToldByRow', 'one_at_a_time', 'evaluating', 'pixel_nats', 'nats', 'Dropout', 'refuse_leak',
-           'receptive_field']
+           'ToldByRow', 'one_at_a_time', 'evaluating', 'refuse_no_model', 'pixel_nats', 'nats', 'Dropout',
+           'refuse_leak', 'receptive_field']
 
 # %% ../nbs/04_autoregressive.ipynb #717c3a5b
 import inspect
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import Field, dataclass, is_dataclass
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -161,7 +161,7 @@ MODELS = {}
 
 # %% ../nbs/04_autoregressive.ipynb #921727db
 class RecomputingDecoder:
-    "Grows images of any model the plain way: for every pixel, `network` on the picture so far."
+    "Grows images of any model the plain way: for every pixel, `network` on the whole picture."
     def __init__(self,
         model,      # an AutoregressiveModel
         batch_size, # images that grow together
@@ -191,8 +191,7 @@ class RecomputingDecoder:
         if pixel is not None: self.images.flatten(2)[:, :, self.t - 1] = pixel.to(self.images)
         row, column = divmod(self.t, self.images.shape[-1])
         self.t += 1
-        rows = None if self.features else row + 1 # features are those of the whole picture
-        pixels = scaled(self.images[:, :, :rows], next(self.model.parameters()).dtype)
+        pixels = scaled(self.images, next(self.model.parameters()).dtype) # whole: a network may know its size
         return self.model.network(pixels, *self.features)[:, row, column]
 
 # %% ../nbs/04_autoregressive.ipynb #509ef4af
@@ -246,8 +245,11 @@ if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_alone._a
 
 @contextmanager
 def one_at_a_time():
-    "Inside, no other Python thread trains, draws, scores, codes or loads."
-    with _alone: yield
+    "Inside, no other Python thread trains, draws, scores, codes or loads, and autocast is off."
+    with _alone, ExitStack() as off:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind): off.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 # %% ../nbs/04_autoregressive.ipynb #8d3e766a
 @contextmanager
@@ -261,6 +263,13 @@ def evaluating(
         try: yield
         finally:
             for module, was_training in modes: module.training = was_training
+
+# %% ../nbs/04_autoregressive.ipynb #85b4496d
+def refuse_no_model(model): # what was given for an AutoregressiveModel
+    "Raise a `TypeError` unless it is a module."
+    if isinstance(model, nn.Module): return
+    raise TypeError(f"The model is a {type(model).__name__}: give an AutoregressiveModel, "
+                    "the first of the two that load_run(folder) returns.")
 
 # %% ../nbs/04_autoregressive.ipynb #6d1fed16
 def pixel_nats(

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .autoregressive import evaluating, one_at_a_time
+from .autoregressive import evaluating, one_at_a_time, refuse_no_model
 from .conditions import condition_parts
 from .data import as_tensor
 from .logistic_mixture import DiscretizedLogisticMixture
@@ -333,6 +333,7 @@ def compress(
     batch_size=64,  # images at a time; the reader uses the same
 ):                  # bytes
     "Images as bytes, for `decompress`; raises `ValueError` or `TypeError`."
+    refuse_no_model(model)
     images = _bytes_only(images).cpu()
     batch_size = checked("batch_size", batch_size, int, least=1, most=2**16)
     (n, _, height, width), sized = images.shape, _sized(model, *images.shape[2:])
@@ -430,6 +431,7 @@ def decompress(
     condition=None, # what `compress` was given
 ):                  # uint8 [N, 3, H, W], the same images to the last bit
     "The images of a file; raises `ValueError` in one sentence if it does not hold what was written."
+    refuse_no_model(model)
     file = _parsed(data)
     _refuse_other(file, model)
     (n, *shape), sized, images = file.shape, _sized(model, *file.shape[2:]), []

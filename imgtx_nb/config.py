@@ -130,8 +130,14 @@ def usual_values(
 # %% ../nbs/14_config.ipynb #7a8156b2
 def _value(f, given, usual): # the field of a parameter, {name: value}, {name: value}
     "The value of one parameter, checked if it was given."
-    if f.name not in given: return usual.get(f.name, f.default)
-    return checked(f.name, given[f.name], f.type, **f.metadata)
+    if f.name not in given and usual.get(f.name) is None: return usual.get(f.name, f.default)
+    return checked(f.name, given.get(f.name, usual.get(f.name)), f.type, **f.metadata)
+
+def _refuse_unstated(model, usual): # a name in MODELS, and what its class states of a scale and a recipe
+    known = [name for kind in (Data, MODELS[model], Learning, Running) for name in stated(kind)]
+    try: refuse_unknown(usual, known)
+    except ValueError as e:
+        raise ValueError(f"{MODELS[model].__name__} states a value for what it does not have: {e}") from None
 
 # %% ../nbs/14_config.ipynb #8dd8d7f4
 def filled(config): # a RunConfig in the making -> {name: value}
@@ -142,6 +148,7 @@ def filled(config): # a RunConfig in the making -> {name: value}
     kind, known = MODELS[model], concerning(model, *told)
     for name in given: _refuse_foreign(name, given[name], known)
     usual = usual_values(model, scale, recipe)
+    _refuse_unstated(model, usual)
     values = {name: _value(f, given, usual) for name, f in known.items()}
     longest = {"warmup_steps": max(1, values["max_steps"] // 5), "eval_every": values["max_steps"]}
     for name in longest.keys() - given.keys(): values[name] = min(values[name], longest[name])
@@ -342,8 +349,11 @@ def _published_words(name):
     unlike = "; ".join(f"{', '.join(words)}: {value}" for value, words in unlike.items())
     return f"published {first} ({unlike})" if unlike else f"published {first}"
 
-def _usual_words(name, f): # the study that is reproduced had no conditions
-    return f"usually {f.default}" if "condition" in f.metadata.get("only", {}) else _published_words(name)
+_REPRODUCED = {"transformer", "pixelcnnpp", "local_1d", "local_2d", "non_local"}
+
+def _usual_words(name, f): # the study that is reproduced had no conditions, and no other models
+    theirs = "condition" not in f.metadata.get("only", {}) and published(name).keys() & _REPRODUCED
+    return _published_words(name) if theirs else f"usually {f.default}"
 
 def _marked(choices, values, default=None): # the choices, {name of a model or scheme: published value}
     usual = next(iter(values.values()), None)

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from .autoregressive import MODELS
 from .config import RunConfig, config_from, default_name, distinction, refuse_small, row_label
 from .data import find_path, load_images
 from .engine import take_place
@@ -84,7 +85,7 @@ def plan(
     "The runs of an experiment; raises `ValueError` in one sentence."
     _refuse_shapes(rows, each or {}, recipes)
     how = [{"recipe": recipe} for recipe in recipes] if recipes else [{}]
-    model = lambda row: row.get("model", "transformer")
+    model = lambda row: (shared | row).get("model") or "transformer"
     given = [shared | (each or {}).get(model(row), {}) | recipe | row for recipe in how for row in rows]
     configs = [config_from(values) for values in given]
     if recipes: configs = [*dict.fromkeys(configs)] # a row that names its recipe is there once
@@ -106,6 +107,7 @@ def _refuse_shapes(rows, each, recipes):
     if not isinstance(each, dict) or not all(isinstance(given, dict) for given in each.values()):
         raise ValueError(f"each is {each!r}: give a dictionary of dictionaries, {{model: {{name: value}}}}; "
                          "for papermill, -y 'each: {transformer: {n_layers: 3}}'.")
+    for name in each: checked("the model in each", name, str, choices=MODELS)
 
 # %% ../nbs/21_experiments.ipynb #8fbbd25d
 def in_minutes(

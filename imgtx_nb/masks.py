@@ -42,12 +42,16 @@ class Scheme:
         return {}
 
     def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width]
-        "The dense mask, True where allowed, of all queries or of some; a `ValueError` if one looks ahead."
+        "The dense mask, True where allowed; a `ValueError` if a query looks ahead, or not at itself."
         position = torch.arange(height * width, device="cpu")
-        allowed = self.allows(position[queries, None], position, width)
-        if (allowed & (position > position[queries, None])).any():
-            raise ValueError(f"{type(self).__name__} lets a query attend to later keys, so bits/dim would "
-                             "be false: allow none with key > query.")
+        query, name = position[queries, None], type(self).__name__
+        allowed = self.allows(query, position, width)
+        if (allowed & (position > query)).any():
+            raise ValueError(f"{name} lets a query attend to later keys, so bits/dim would be false: "
+                             "allow none with key > query.")
+        if allowed.dtype != torch.bool or not allowed.gather(1, query).all():
+            raise ValueError(f"{name} does not tell True for every query and its own position: "
+                             "let allows return bool, True where key == query.")
         return allowed
 
 # %% ../nbs/05_masks.ipynb #657303f5

@@ -29,7 +29,7 @@ def keep_heap():
 @contextmanager
 def flush_denormals():
     "Take denormal numbers for zero, on a CPU that can: in this thread, and in those that start inside."
-    before = bool(torch.tensor(1e-39) * 1 == 0)
+    before = bool(torch.tensor(1e-39, dtype=torch.float32) * 1 == 0)
     torch.set_flush_denormal(True)
     try: yield
     finally: torch.set_flush_denormal(before)

@@ -22,7 +22,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
+from matplotlib.ticker import LogLocator
 from PIL import Image
+from sklearn.isotonic import isotonic_regression
 
 from .autoregressive import evaluating, pixel_nats
 from .config import RunConfig, architecture, build_scheme, config_rows, differing, distinction
@@ -157,10 +159,11 @@ def table1(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
     "A row for each run; raises `ValueError` if there is none."
-    if not len(folders): raise ValueError("folders is empty: name at least one run folder.")
-    return pd.DataFrame([table_row(f) for f in _listed(folders)])
+    folders = _listed(folders)
+    if not folders: raise ValueError("folders is empty: name at least one run folder.")
+    return pd.DataFrame([table_row(f) for f in folders])
 
-def _listed(folders): return [folders] if isinstance(folders, (str, Path)) else folders
+def _listed(folders): return [folders] if isinstance(folders, (str, Path)) else [*folders]
 
 # %% ../nbs/19_results.ipynb #10153a4b
 def write_table(path, table, markdown): # a path without suffix, a DataFrame, and what makes markdown of it
@@ -206,12 +209,13 @@ def _side_by_side(table): # what table1 returned, with images -> one row an arch
     if table.recipe.nunique() == 1: return table, COLUMNS
     key = ["model", "settings", "images", "dataset"]
     table = table.assign(settings=[text.removeprefix("recipe = today, ") for text in table.settings])
-    scores = table.pivot_table("bits_per_dim", key, "recipe", aggfunc="last").add_prefix("score_")
+    last_score = table.groupby([*key, "recipe"], dropna=False).bits_per_dim.last()
+    scores = last_score.unstack().add_prefix("score_").reset_index()
     last = table[key].drop_duplicates().merge(table.drop_duplicates(key, keep="last"))
     titles = {f"bits/dim, {recipe}": (f"score_{recipe}", 3) for recipe in table.recipe.unique()}
     columns = {name: what for title, given in COLUMNS.items()
                for name, what in (titles.items() if title == "bits/dim" else [(title, given)])}
-    return last.join(scores, on=key), columns
+    return last.merge(scores, how="left", on=key), columns
 
 # %% ../nbs/19_results.ipynb #c7fbb99b
 def table1_markdown(
@@ -315,7 +319,7 @@ def context_table(
     folders, # the folders of the runs, in the order of the rows
 ):           # a DataFrame
     "How much context the models use: a row for each run."
-    return pd.DataFrame([table_row(f) | context_use(f) for f in folders])
+    return pd.DataFrame([table_row(f) | context_use(f) for f in _listed(folders)])
 
 def context_markdown(
     table, # what context_table returned
@@ -369,6 +373,7 @@ def draw_rows(
     n=4,     # samples of each
 ):           # the matplotlib figure
     "Samples of several models, a row for each."
+    folders = _listed(folders)
     table, paths = table1(folders), [find_path(f) for f in folders]
     size = 5, .6 + .46 * len(paths)
     fig, axes = plt.subplots(len(paths), squeeze=False, figsize=size, layout="constrained")
@@ -392,6 +397,7 @@ def draw_curves(
     folders, # the folders of the runs
 ):           # the matplotlib figure
     "Training and validation bits/dim of all runs over the training images that they have seen."
+    folders = _listed(folders)
     table, curves = table1(folders), [read_metrics(find_path(f)) for f in folders]
     curves = [metrics.assign(images=metrics.step * n) for metrics, n in zip(curves, table.batch_size)]
     names = [_wrapped(name, 36) for name in _names(table)]
@@ -399,22 +405,24 @@ def draw_curves(
     fig, ax = plt.subplots(figsize=(9, max(4.4, 1 + legend)), layout="constrained")
     kinds = dict.fromkeys(table.architecture)
     colours = dict(zip(kinds, sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))))
+    marks = dict(zip(sorted({*table.steps * table.batch_size}), cycle("os^Dv")))
     for name, row, metrics in zip(names, table.itertuples(), curves):
-        colour = colours[row.architecture]
+        colour, mark = colours[row.architecture], marks.get(row.steps * row.batch_size, "o")
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(metrics.images, training, color=colour, lw=1, alpha=.3)
         valid = metrics[["images", "valid_bits_per_dim"]].dropna().values.T
         dash = "--" if row.recipe == "published" else "-"
         first = row.seed == table[table.architecture == row.architecture].seed.iloc[0]
-        ax.plot(*valid, "o", ls=dash, color=colour, mfc=colour if first else "white", ms=4, label=name)
+        ax.plot(*valid, mark, ls=dash, color=colour, mfc=colour if first else "white", ms=4, label=name)
     ax.set(xscale="log", xlabel="training images seen", ylabel="bits/dim")
     known = pd.concat(curves)
     lowest, highest = known.train_bits_per_dim.min(), known.valid_bits_per_dim.max()
     if lowest < highest: # the start of training may lie above
         ax.set_ylim(lowest - .1, highest + .5)
         ax.set_xlim(left=.8 * max(1, known[known.train_bits_per_dim < highest + .5].images.min()))
-    ax.xaxis.set_major_formatter("{x:,.0f}")
-    told = "dots: validation (hollow: another seed);\nthin: training; dashed: published"
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for ticks in ("major", "minor"): getattr(ax.xaxis, f"set_{ticks}_formatter")("{x:,.0f}")
+    told = "marks: validation (hollow: another seed);\nthin: training; dashed: published"
     fig.legend(loc="outside right upper", title=told, fontsize=7, title_fontsize=8, handlelength=3.5)
     return _caption(fig, "Learning curves", table)
 
@@ -496,12 +504,8 @@ def _budget_legend(colours, dashes): # {model: colour}, {recipe: dash} -> handle
 # %% ../nbs/19_results.ipynb #6b8eb172
 def _apart(heights, gap): # numbers, and the least distance -> the numbers moved apart, in their order
     order, n = np.argsort(heights, kind="stable"), len(heights)
-    steps = gap * np.arange(n)
-    wanted = np.asarray(heights, dtype=float)[order] - steps
-    lowest = lambda i, j: min(wanted[j:k].mean() for k in range(i + 1, n + 1))
-    nearest = [max(lowest(i, j) for j in range(i + 1)) for i in range(n)]
-    moved = np.empty(n)
-    moved[order] = nearest + steps
+    steps, moved = gap * np.arange(n), np.empty(n)
+    moved[order] = isotonic_regression(np.asarray(heights, dtype=float)[order] - steps) + steps
     return moved
 
 # %% ../nbs/19_results.ipynb #de7cbb39
@@ -522,6 +526,7 @@ def path_table(
     folders, # the folders of the runs, each with one change more than the one before
 ):           # a DataFrame
     "What each change takes off validation bits/dim; a run of another seed shares the row of its twin."
+    folders = _listed(folders)
     table, configs = table1(folders), [read_config(find_run(f)) for f in folders]
     firsts = [_twin(config, configs[:n]) for n, config in enumerate(configs)]
     path = [n for n, first in enumerate(firsts) if first is None]
@@ -697,7 +702,8 @@ def results_explorer(
     folders, # the folders of the runs
 ):           # HTML, for a cell's output
     "Rows and learning curves of runs, to take out and to put back; a run that is touched tells its settings."
-    table, runs = table1(folders), []
+    folders, runs = _listed(folders), []
+    table = table1(folders)
     for row, name, folder in zip(table.to_dict("records"), _names(table), folders):
         metrics = read_metrics(find_path(folder))
         images, lines = metrics.step * row["batch_size"], {}
@@ -714,9 +720,7 @@ def results_explorer(
 # %% ../nbs/19_results.ipynb #481cb95b
 _RESULTS = """
 const {runs} = data, high = 300, left = 44, low = 24, wide = Math.min(640, root.clientWidth || 640)
-const colours = ["#4c72b0", "#dd8452", "#2e8b57", "#c44e52", "#8172b3", "#937860", "#d16ba5", "#6b6b6b",
-  "#a08a1c", "#2a9db5", "#3d5a80", "#e07a5f", "#7a4fa3", "#5fa052"]
-const hue = n => colours[n % colours.length]
+const hue = n => `hsl(${360 * n / runs.length} 60% ${n % 2 ? 32 : 50}%)`
 root.innerHTML = `<svg viewBox="0 0 ${wide} ${high}" role="img" aria-label="Learning curves"
     style="width: 100%; max-width: ${1.25 * wide}px; background: #fff"></svg>
   <table><thead><tr><th style="text-align: left">run</th><th>parameters</th><th>bits/dim</th></tr></thead>

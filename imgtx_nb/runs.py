@@ -170,12 +170,17 @@ def refuse_other_data(
                          "bring the data set back, or choose another run_name.")
 
 # %% ../nbs/15_runs.ipynb #ce4e766c
-def forget_outcome(path): # the folder of a run that starts anew
-    "Remove what an earlier run left of its outcome."
-    for name in ("summary.json", "metrics.csv", "samples.png", "completions.png", "context_use.json"):
-        try: (path/name).unlink(missing_ok=True)
+def forget_outcome(
+    path,          # the folder of a run that starts, or goes on
+    weights=False, # its weights as well? where it starts anew
+):
+    "Remove what was written, or drawn, of an outcome before."
+    kinds = ["summary.json", "metrics.csv", "samples*.png", "completions*.png", "context_use.json"]
+    if weights: kinds = ["model.safetensors", *kinds]
+    for left in (file for kind in kinds for file in path.glob(kind)):
+        try: left.unlink()
         except OSError as e:
-            raise OSError(f"{path/name} cannot be removed ({e.strerror}): make way.") from None
+            raise OSError(f"{left} cannot be removed ({e.strerror}): make way.") from None
 
 # %% ../nbs/15_runs.ipynb #5e76cf13
 METRICS = ["step", "train_bits_per_dim", "valid_bits_per_dim", "learning_rate", "images_per_second"]
@@ -188,6 +193,7 @@ def write_metrics(path, rows): # the folder of a run, and a list of dictionaries
 # %% ../nbs/15_runs.ipynb #296c1d56
 def read_metrics(path): # the folder of a run -> a DataFrame
     "The metrics of a run; none, with a warning, if the file is missing or damaged."
+    path = Path(path)
     try: return pd.read_csv(path/"metrics.csv").reindex(columns=METRICS).apply(pd.to_numeric)
     except (OSError, ValueError) as e: # of pandas, all errors of parsing are ValueErrors
         warnings.warn(f"{path/'metrics.csv'} cannot be read ({e}): the run is shown without its curve.")
@@ -238,9 +244,9 @@ def write_weights(
     "Write the weights of a model; raises `ValueError` about `bits`."
     apart = lambda x: x.detach().cpu().clone().contiguous() # some may be tied
     weights = {name: apart(x) for name, x in model.state_dict().items()}
-    if bits is not None: weights = _passed_on(weights, bits)
+    if bits is not None: weights = _passed_on(weights, checked("bits", bits, int, least=2, most=16))
     shape = {"image_shape": json.dumps(model.image_shape)}
-    write_whole(path/"model.safetensors", lambda part: part.write_bytes(save(weights, metadata=shape)))
+    write_whole(Path(path)/"model.safetensors", lambda part: part.write_bytes(save(weights, metadata=shape)))
 
 def _passed_on(weights, bits): # vectors, few inputs, the first and the last layer are sensitive: 16 bits
     numbers = {name: x for name, x in weights.items() if x.is_floating_point()}
@@ -250,6 +256,7 @@ def _passed_on(weights, bits): # vectors, few inputs, the first and the last lay
 # %% ../nbs/15_runs.ipynb #b08721bf
 def has_weights(path): # the folder of a run -> bool
     "Are there weights, and do they fit the model of the run?"
+    path = Path(path)
     try:
         with safe_open(path/"model.safetensors", "pt") as kept, torch.device("meta"):
             model = build_model(read_config(path), json.loads(kept.metadata()["image_shape"]))
@@ -263,7 +270,7 @@ def _fits(kept, x): # what lies in the file, and a tensor of the model
 
 def kept_score(path): # the folder of a run -> bits/dim of the test images, or None
     "The score in the summary of a run, if it has one."
-    try: bits = read_json(path/"summary.json").get("test_bits_per_dim")
+    try: bits = read_json(Path(path)/"summary.json").get("test_bits_per_dim")
     except (OSError, ValueError): return None
     return bits if isinstance(bits, (int, float)) else None
 
@@ -283,7 +290,7 @@ def write_checkpoint(
 # %% ../nbs/15_runs.ipynb #d36b7769
 def checkpoints(path): # the folder of a run -> paths, newest first
     "The checkpoints that there are."
-    steps = {p: re.fullmatch(r"checkpoint-(\d+)\.pt", p.name) for p in path.glob("checkpoint-*.pt")}
+    steps = {p: re.fullmatch(r"checkpoint-(\d+)\.pt", p.name) for p in Path(path).glob("checkpoint-*.pt")}
     return sorted((p for p in steps if steps[p]), key=lambda p: int(steps[p][1]), reverse=True)
 
 # %% ../nbs/15_runs.ipynb #5d30dfaf

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .autoregressive import evaluating, one_at_a_time
+from .autoregressive import evaluating, one_at_a_time, refuse_no_model
 from .cached import CompiledDraws
 from .data import as_images, as_tensor, image_grid, refuse_place, touchable, write_file
 from .logistic_mixture import checked_temperature
@@ -56,6 +56,7 @@ def grow(
     compile=False,   # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                   # uint8 [B, 3, H, W]
     "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
+    refuse_no_model(model)
     temperature = checked_temperature(temperature)
     compile = checked("compile", compile, bool)
     if not all(p.isfinite().all() for p in model.parameters()):
@@ -105,6 +106,7 @@ def complete(
     compile=False,   # as for `sample`
 ):                   # uint8 [N, 3, H, W], with the known pixels kept
     "Continue images from known pixels; raises `ValueError`, `TypeError` or `FileNotFoundError`."
+    refuse_no_model(model)
     images = _of_the_shape(model, as_images(images, model.image_shape))
     known = _known(_one_of(rows, known), images.shape).flatten(1)
     pixels, first = images.flatten(2).mT.long().contiguous(), known.all(0).long().cumprod(0).sum()
@@ -150,6 +152,7 @@ def super_resolve(
     compile=False,   # as for `sample`
 ):                   # uint8 [N, 3, H, W]
     "Large images for small ones; raises `ValueError` in one sentence."
+    refuse_no_model(model)
     if model.settings.condition != "low_res":
         raise ValueError("This model was not trained to enlarge images: train one with condition=low_res.")
     small = as_images(low_res, [n // model.settings.factor for n in model.image_shape[1:]])

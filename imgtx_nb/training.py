@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from functools import lru_cache, partial
 
 import torch
@@ -22,7 +22,8 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch.optim.swa_utils import AveragedModel
 
 from .attention import has_triton, prepare
-from .autoregressive import bits_per_dim, evaluating, nats, one_at_a_time, refuse_leak
+from .autoregressive import (bits_per_dim, evaluating, nats, one_at_a_time, refuse_leak,
+                                     refuse_no_model)
 from .cached import as_graph, on_stream
 from .conditions import condition_parts
 from .config import build_model, config_from, differing, model_title, refuse_small
@@ -211,6 +212,7 @@ def evaluate(
     contexts=None,  # uint8 [N, 3, H, W], whose pixels the model is given; the images themselves by default
 ):                  # bits per dimension, a float
     "The exact bits per dimension of images; raises `ValueError` or `TypeError` in one sentence."
+    refuse_no_model(model)
     images, contexts = _paired(as_images(images, model.image_shape), contexts)
     batch_size = checked("batch_size", batch_size, int, least=1)
     device, costs = next(model.parameters()).device, []
@@ -325,7 +327,8 @@ def _initialized(config, image_shape, labels, batches): # of all training images
 
 def _loss(trainer, images, labels): # a Trainer, a batch -> bits per dimension, a scalar tensor
     condition = _given(trainer.raw.observed(images, labels))
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=trainer.precision == "bfloat16"):
+    half = trainer.precision == "bfloat16" # the cache would live as long as an autocast of the caller
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
         params = trainer.model(images, *condition)
     return bits_per_dim(trainer.nats(params, images, trainer.raw.likelihood).sum(), images.numel())
 
@@ -506,8 +509,9 @@ def train(
             with history.clock(): _collect(history, trainer.raw, config)
         bits = trainer.score(*valid) if validate else None
         stop = stop or validate and stopped()
+        if log: history.line(config, bits); keeper.keep(write_metrics, history.rows)
         if validate and bits < history.best: history.best = bits; keeper.keep(write_weights, trainer.scored)
-        if log: history.line(config, bits); keeper.keep(write_metrics, history.rows); view.line()
+        if log: view.line()
         if validate or stop or log and keeper.overdue: keeper.save(trainer, history)
         if stop: raise _stopped(view)
 
@@ -572,6 +576,8 @@ def interrupts():
     with handled(note): yield stopped
 
 # %% ../nbs/16_training.ipynb #9915049d
+@torch.inference_mode(False)
+@torch.enable_grad()
 @one_at_a_time()
 @torch.random.fork_rng([]) # the caller's random state, on the CPU, stays what it is
 @flush_denormals()
@@ -580,6 +586,7 @@ def fit(
     show=lambda lines: None, # a function of all lines of metrics so far, called when there is a new one
 ):                           # the path of the run folder
     "Train a run, or resume it; raises `FloatingPointError`, and what `load_splits` and `RunFolder` raise."
+    if not is_dataclass(config): raise TypeError(f"config is {config!r:.60}: give a RunConfig.")
     keep_heap()
     accelerator, run = make_accelerator(config), RunFolder(config)
     with accelerator.local_main_process_first():
@@ -680,7 +687,7 @@ def _in_any(accelerator, asked): # a function -> a function that is true in all 
 def _resume(trainer, history, keeper):
     "Go on from the newest checkpoint, if there is one; raises `ValueError` where that is impossible."
     state = from_main(trainer.accelerator, lambda: _checked_state(keeper))
-    if not state: return keeper.keep(forget_outcome)
+    if not state: return keeper.keep(forget_outcome, True)
     try: trainer.load_state_dict(state["trainer"]); history.load_state_dict(state["history"])
     except torch.OutOfMemoryError: raise
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
@@ -691,6 +698,7 @@ def _resume(trainer, history, keeper):
         trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
         keeper.keep(write_weights, trainer.scored)
         trainer.load_state_dict(state["trainer"])
+    keeper.keep(forget_outcome)
     if history.rows: keeper.keep(write_metrics, history.rows)
 
 # %% ../nbs/16_training.ipynb #de9055e4
@@ -708,6 +716,9 @@ def _checked_state(keeper): # -> what the newest checkpoint holds, or None
     elif (path/"summary.json").exists():
         raise ValueError(f"{path} holds an outcome, but not whole, and no checkpoint to go on from: bring "
                          "summary.json and model.safetensors back, or train again under another run_name.")
+    elif (path/"model.safetensors").exists() and not (path/"metrics.csv").exists():
+        raise ValueError(f"{path} holds weights, but neither metrics nor a checkpoint to go on from: "
+                         "train under another run_name, or remove the folder.")
     return state
 
 def _with_best(path): # -> the state of a checkpoint at the best validation
