@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MODELS', 'on_axis', 'scaled', 'unrounded', 'Described', 'AutoregressiveModel', 'RecomputingDecoder',
-           'ToldByRow', 'one_at_a_time', 'evaluating', 'refuse_no_model', 'pixel_nats', 'nats', 'Dropout',
+           'ToldByRow', 'one_at_a_time', 'refuse_no_model', 'evaluating', 'pixel_nats', 'nats', 'Dropout',
            'refuse_leak', 'receptive_field']
 
 # %% ../nbs/04_autoregressive.ipynb #717c3a5b
@@ -251,25 +251,26 @@ def one_at_a_time():
             if torch.is_autocast_enabled(kind): off.enter_context(torch.autocast(kind, enabled=False))
         yield
 
-# %% ../nbs/04_autoregressive.ipynb #8d3e766a
-@contextmanager
-def evaluating(
-    model, # any module
-):
-    "Evaluation mode and IEEE single precision inside; afterwards the modes and the precision of before."
-    with one_at_a_time(), _single_precision():
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try: yield
-        finally:
-            for module, was_training in modes: module.training = was_training
-
 # %% ../nbs/04_autoregressive.ipynb #85b4496d
 def refuse_no_model(model): # what was given for an AutoregressiveModel
     "Raise a `TypeError` unless it is a module."
     if isinstance(model, nn.Module): return
     raise TypeError(f"The model is a {type(model).__name__}: give an AutoregressiveModel, "
                     "the first of the two that load_run(folder) returns.")
+
+# %% ../nbs/04_autoregressive.ipynb #8d3e766a
+@contextmanager
+def evaluating(
+    model, # any module
+):
+    "Evaluation mode and IEEE single precision inside; afterwards the modes and the precision of before."
+    refuse_no_model(model)
+    with one_at_a_time(), _single_precision():
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try: yield
+        finally:
+            for module, was_training in modes: module.training = was_training
 
 # %% ../nbs/04_autoregressive.ipynb #6d1fed16
 def pixel_nats(

@@ -130,14 +130,18 @@ def usual_values(
 # %% ../nbs/14_config.ipynb #7a8156b2
 def _value(f, given, usual): # the field of a parameter, {name: value}, {name: value}
     "The value of one parameter, checked if it was given."
-    if f.name not in given and usual.get(f.name) is None: return usual.get(f.name, f.default)
-    return checked(f.name, given.get(f.name, usual.get(f.name)), f.type, **f.metadata)
+    if f.name not in given: return usual.get(f.name, f.default)
+    return checked(f.name, given[f.name], f.type, **f.metadata)
 
-def _refuse_unstated(model, usual): # a name in MODELS, and what its class states of a scale and a recipe
-    known = [name for kind in (Data, MODELS[model], Learning, Running) for name in stated(kind)]
-    try: refuse_unknown(usual, known)
+def _refuse_statement(model, usual): # a name in MODELS, and what its class states of a scale and a recipe
+    schemes = SCHEMES.values() if "attention" in stated(MODELS[model]) else ()
+    known = {name: f for kind in (MODELS[model], *schemes, Learning) for name, f in stated(kind).items()}
+    try:
+        refuse_unknown(usual, known)
+        for name, value in usual.items():
+            if value is not None: checked(name, value, known[name].type, **known[name].metadata)
     except ValueError as e:
-        raise ValueError(f"{MODELS[model].__name__} states a value for what it does not have: {e}") from None
+        raise ValueError(f"The class {MODELS[model].__name__} states a wrong value: {e}") from None
 
 # %% ../nbs/14_config.ipynb #8dd8d7f4
 def filled(config): # a RunConfig in the making -> {name: value}
@@ -148,7 +152,7 @@ def filled(config): # a RunConfig in the making -> {name: value}
     kind, known = MODELS[model], concerning(model, *told)
     for name in given: _refuse_foreign(name, given[name], known)
     usual = usual_values(model, scale, recipe)
-    _refuse_unstated(model, usual)
+    _refuse_statement(model, usual)
     values = {name: _value(f, given, usual) for name, f in known.items()}
     longest = {"warmup_steps": max(1, values["max_steps"] // 5), "eval_every": values["max_steps"]}
     for name in longest.keys() - given.keys(): values[name] = min(values[name], longest[name])

@@ -107,7 +107,9 @@ def _refuse_shapes(rows, each, recipes):
     if not isinstance(each, dict) or not all(isinstance(given, dict) for given in each.values()):
         raise ValueError(f"each is {each!r}: give a dictionary of dictionaries, {{model: {{name: value}}}}; "
                          "for papermill, -y 'each: {transformer: {n_layers: 3}}'.")
-    for name in each: checked("the model in each", name, str, choices=MODELS)
+    for name in each:
+        if name not in MODELS:
+            raise ValueError(f"each is for {name!r}, which is no model: the models are {', '.join(MODELS)}.")
 
 # %% ../nbs/21_experiments.ipynb #8fbbd25d
 def in_minutes(

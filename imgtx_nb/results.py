@@ -11,6 +11,7 @@ __all__ = ['TEMPERATURES', 'PUBLISHED', 'COLUMNS', 'draw_run', 'load_run_and_tes
 
 # %% ../nbs/19_results.ipynb #051c857d
 import io
+import re
 import time
 from contextlib import contextmanager
 from itertools import cycle
@@ -208,7 +209,7 @@ COLUMNS = {"parameters": ("n_parameters", 0), "MB": ("size_mb", 1), "bits/dim": 
 def _side_by_side(table): # what table1 returned, with images -> one row an architecture, and its scores
     if table.recipe.nunique() == 1: return table, COLUMNS
     key = ["model", "settings", "images", "dataset"]
-    table = table.assign(settings=[text.removeprefix("recipe = today, ") for text in table.settings])
+    table = table.assign(settings=[re.sub("^recipe = today(, )?", "", text) for text in table.settings])
     last_score = table.groupby([*key, "recipe"], dropna=False).bits_per_dim.last()
     scores = last_score.unstack().add_prefix("score_").reset_index()
     last = table[key].drop_duplicates().merge(table.drop_duplicates(key, keep="last"))
@@ -405,9 +406,10 @@ def draw_curves(
     fig, ax = plt.subplots(figsize=(9, max(4.4, 1 + legend)), layout="constrained")
     kinds = dict.fromkeys(table.architecture)
     colours = dict(zip(kinds, sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))))
-    marks = dict(zip(sorted({*table.steps * table.batch_size}), cycle("os^Dv")))
-    for name, row, metrics in zip(names, table.itertuples(), curves):
-        colour, mark = colours[row.architecture], marks.get(row.steps * row.batch_size, "o")
+    lengths = (pd.to_numeric(table.steps) * table.batch_size).fillna(0)
+    marks = dict(zip(sorted({*lengths}), cycle("os^Dv")))
+    for name, row, metrics, length in zip(names, table.itertuples(), curves, lengths):
+        colour, mark = colours[row.architecture], marks[length]
         training = metrics.train_bits_per_dim.rolling(5, min_periods=1, center=True).mean()
         ax.plot(metrics.images, training, color=colour, lw=1, alpha=.3)
         valid = metrics[["images", "valid_bits_per_dim"]].dropna().values.T
@@ -422,7 +424,7 @@ def draw_curves(
         ax.set_xlim(left=.8 * max(1, known[known.train_bits_per_dim < highest + .5].images.min()))
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     for ticks in ("major", "minor"): getattr(ax.xaxis, f"set_{ticks}_formatter")("{x:,.0f}")
-    told = "marks: validation (hollow: another seed);\nthin: training; dashed: published"
+    told = "marks: validation (shape: length; hollow:\nanother seed); thin: training; dashed: published"
     fig.legend(loc="outside right upper", title=told, fontsize=7, title_fontsize=8, handlelength=3.5)
     return _caption(fig, "Learning curves", table)
 

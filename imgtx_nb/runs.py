@@ -175,7 +175,8 @@ def forget_outcome(
     weights=False, # its weights as well? where it starts anew
 ):
     "Remove what was written, or drawn, of an outcome before."
-    kinds = ["summary.json", "metrics.csv", "samples*.png", "completions*.png", "context_use.json"]
+    kinds = ["summary.json", "metrics.csv", "context_use.json"]
+    kinds += [f"{sheet}{seed}.png" for sheet in ("samples", "completions") for seed in ("", "-seed_*")]
     if weights: kinds = ["model.safetensors", *kinds]
     for left in (file for kind in kinds for file in path.glob(kind)):
         try: left.unlink()

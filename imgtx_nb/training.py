@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from functools import lru_cache, partial
 
 import torch
@@ -26,14 +26,14 @@ from .autoregressive import (bits_per_dim, evaluating, nats, one_at_a_time, refu
                                      refuse_no_model)
 from .cached import as_graph, on_stream
 from .conditions import condition_parts
-from .config import build_model, config_from, differing, model_title, refuse_small
+from .config import RunConfig, build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, as_tensor, class_names, digest, load_images, load_splits
 from .parameters import checked
 from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
 from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights,
-                           kept_score, load_run, noted_images, read_checkpoints, read_config, refuse_other,
-                           refuse_other_data, versions, write_checkpoint, write_json, write_metrics,
+                           kept_score, load_run, noted_images, read_checkpoints, read_config, read_metrics,
+                           refuse_other, refuse_other_data, versions, write_checkpoint, write_json, write_metrics,
                            write_weights)
 
 # %% ../nbs/16_training.ipynb #6bed7c01
@@ -586,7 +586,7 @@ def fit(
     show=lambda lines: None, # a function of all lines of metrics so far, called when there is a new one
 ):                           # the path of the run folder
     "Train a run, or resume it; raises `FloatingPointError`, and what `load_splits` and `RunFolder` raise."
-    if not is_dataclass(config): raise TypeError(f"config is {config!r:.60}: give a RunConfig.")
+    if not isinstance(config, RunConfig): raise TypeError(f"config is {config!r:.60}: give a RunConfig.")
     keep_heap()
     accelerator, run = make_accelerator(config), RunFolder(config)
     with accelerator.local_main_process_first():
@@ -716,10 +716,13 @@ def _checked_state(keeper): # -> what the newest checkpoint holds, or None
     elif (path/"summary.json").exists():
         raise ValueError(f"{path} holds an outcome, but not whole, and no checkpoint to go on from: bring "
                          "summary.json and model.safetensors back, or train again under another run_name.")
-    elif (path/"model.safetensors").exists() and not (path/"metrics.csv").exists():
-        raise ValueError(f"{path} holds weights, but neither metrics nor a checkpoint to go on from: "
+    elif (path/"model.safetensors").exists() and _validations(path) != 1: # 1: killed before its checkpoint
+        raise ValueError(f"{path} holds weights, but no checkpoint to go on from: "
                          "train under another run_name, or remove the folder.")
     return state
+
+def _validations(path): # -> how many its metrics know
+    return len(read_metrics(path).valid_bits_per_dim.dropna()) if (path/"metrics.csv").exists() else 0
 
 def _with_best(path): # -> the state of a checkpoint at the best validation
     states = [*read_checkpoints(path)]
@@ -755,6 +758,8 @@ def _classes(config): # of a run that is told labels -> what they mean, if the d
     return {"classes": names} if names else {}
 
 # %% ../nbs/16_training.ipynb #1c1ffae2
+@torch.inference_mode(False)
+@torch.enable_grad()
 @flush_denormals()
 def steps_in(
     config,  # a RunConfig
