@@ -390,7 +390,7 @@ def draw_rows(
 # %% ../nbs/19_results.ipynb #a9d6f919
 def _sides(folder): # a run folder with pictures -> height and width of its images
     shape = read_json(folder/"summary.json").get("image_shape")
-    if shape: return shape[1:]
+    if isinstance(shape, list) and len(shape) == 3: return shape[1:]
     return load_run(folder)[0].image_shape[1:] # the summary has lost it, the weights know it
 
 # %% ../nbs/19_results.ipynb #ab2e3cd6

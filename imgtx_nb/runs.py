@@ -155,7 +155,9 @@ def refuse_other(
 def noted_images(path): # the folder of a run -> {split: digest}, or None
     "What the summary of a run notes of the images that it was made on."
     if not (path/"summary.json").exists(): return None
-    return (read_json(path/"summary.json").get("dataset") or {}).get("digest")
+    inner = lambda kept, name: kept.get(name) if isinstance(kept, dict) else None
+    digests = inner(inner(read_json(path/"summary.json"), "dataset"), "digest")
+    return digests if isinstance(digests, dict) else None
 
 # %% ../nbs/15_runs.ipynb #292d3893
 def refuse_other_data(
