@@ -47,14 +47,14 @@ class Scheme:
         query, name = position[queries, None], type(self).__name__
         allowed = self.allows(query, position, width)
         if allowed.dtype != torch.bool or allowed.shape != (len(query), len(position)):
-            raise ValueError(f"{name} tells {allowed.dtype} {list(allowed.shape)} of {len(query)} queries and "
-                             f"{len(position)} keys: let allows return bool for every pair.")
+            raise ValueError(f"{name} tells {allowed.dtype} {list(allowed.shape)} of {len(query)} queries "
+                             f"and {len(position)} keys: let allows return bool for every pair.")
         if (allowed & (position > query)).any():
             raise ValueError(f"{name} lets a query attend to later keys, so bits/dim would be false: "
                              "allow none with key > query.")
         if not allowed.gather(1, query).all():
-            raise ValueError(f"{name} lets a query attend to nothing at its own position, so it may see no key "
-                             "at all: allow key == query.")
+            raise ValueError(f"{name} does not let every query attend to its own position, so it may see no "
+                             "key at all: allow key == query.")
         return allowed
 
 # %% ../nbs/05_masks.ipynb #657303f5
