@@ -33,8 +33,8 @@ from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_thr
 from .progress import Bar, Stopped, duration, handled, say
 from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights,
                            kept_score, load_run, noted_images, read_checkpoints, read_config, read_metrics,
-                           refuse_other, refuse_other_data, versions, write_checkpoint, write_json, write_metrics,
-                           write_weights)
+                           refuse_other, refuse_other_data, versions, write_checkpoint, write_json,
+                           write_metrics, write_weights)
 
 # %% ../nbs/16_training.ipynb #6bed7c01
 def batch_indices(
