@@ -44,18 +44,22 @@ class Scheme:
     def mask(self, height, width, queries=slice(None)): # -> bool [queries, height * width]
         "The dense mask, True where allowed; a `ValueError` if a query looks ahead, or not at itself."
         position = torch.arange(height * width, device="cpu")
-        query, name = position[queries, None], type(self).__name__
+        query = position[queries, None]
         allowed = self.allows(query, position, width)
-        if allowed.dtype != torch.bool or allowed.shape != (len(query), len(position)):
-            raise ValueError(f"{name} tells {allowed.dtype} {list(allowed.shape)} of {len(query)} queries "
-                             f"and {len(position)} keys: let allows return bool for every pair.")
-        if (allowed & (position > query)).any():
-            raise ValueError(f"{name} lets a query attend to later keys, so bits/dim would be false: "
-                             "allow none with key > query.")
-        if not allowed.gather(1, query).all():
-            raise ValueError(f"{name} does not let every query attend to its own position, so it may see no "
-                             "key at all: allow key == query.")
+        _refuse_false(type(self).__name__, allowed, query, position)
         return allowed
+
+# %% ../nbs/05_masks.ipynb #2f3ffa06
+def _refuse_false(name, allowed, query, key): # of a scheme; what it allows; int64 [queries, 1], int64 [keys]
+    if allowed.dtype != torch.bool or allowed.shape != (len(query), len(key)):
+        raise ValueError(f"{name} tells {allowed.dtype} {list(allowed.shape)} of {len(query)} queries "
+                         f"and {len(key)} keys: let allows return bool for every pair.")
+    if (allowed & (key > query)).any():
+        raise ValueError(f"{name} lets a query attend to later keys, so bits/dim would be false: "
+                         "allow none with key > query.")
+    if not allowed.gather(1, query).all():
+        raise ValueError(f"{name} does not let every query attend to its own position, so it may see no "
+                         "key at all: allow key == query.")
 
 # %% ../nbs/05_masks.ipynb #657303f5
 @lru_cache
