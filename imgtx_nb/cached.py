@@ -254,21 +254,21 @@ class _KeptRows:
     "The rows of a convolution's input that its kernel still sees, channels last."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
         self.n_rows, (self.left, right) = layer.conv.kernel_size[0], layer.padding[:2]
-        shape = batch_size, self.n_rows, self.left + width + right, layer.conv.in_channels
+        shape = batch_size, self.left + width + right, self.n_rows, layer.conv.in_channels
         self.kept = layer.conv.weight.new_zeros(shape)
 
     def begin(self):
         "Begin a new row: the current one becomes the previous one."
-        if self.n_rows > 1: self.kept[:, 0] = self.kept[:, 1]
+        if self.n_rows > 1: self.kept[:, :, 0] = self.kept[:, :, 1]
 
     def keep_row(self, x): # [B, W, C]
         "Begin a new row with all of its features."
         self.begin()
-        self.kept[:, -1, self.left:self.left + x.shape[1]] = x
+        self.kept[:, self.left:self.left + x.shape[1], -1] = x
 
     def keep_position(self, x, column): # [B, C], where in the row
         "Add features to the current row."
-        _put(self.kept[:, -1], self.left + column, x)
+        _put(self.kept[:, :, -1], self.left + column, x)
 
 # %% ../nbs/11_cached.ipynb #1125dde1
 class _CachedConv2d(_KeptRows):
@@ -277,27 +277,28 @@ class _CachedConv2d(_KeptRows):
         super().__init__(layer, batch_size, width)
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias.detach()
         self.stride, self.n_columns = layer.conv.stride[0], layer.conv.kernel_size[1]
-        self.matrix = self.weight.permute(2, 3, 1, 0).flatten(0, 2).contiguous()
+        self.matrix = self.weight.permute(0, 3, 2, 1).flatten(1) # [C', columns * rows * C]
         self.taps = torch.arange(self.n_columns, device=self.weight.device)
 
     def row_step(self, x): # [B, W, C], the next row of the input -> [B, W / stride, C']
         "The convolution over the new row."
         self.keep_row(x)
-        out = F.conv2d(self.kept.permute(0, 3, 1, 2), self.weight, self.bias, self.stride)
+        out = F.conv2d(self.kept.permute(0, 3, 2, 1), self.weight, self.bias, self.stride)
         return out[:, :, 0].transpose(1, 2)
 
     def position_step(self, x, column): # [B, C], the next position of the input -> [B, C']
         "The convolution at the new position."
         self.keep_position(x, column)
-        if isinstance(column, int): patch = self.kept[:, :, column:column + self.n_columns]
-        else: patch = self.kept.index_select(2, column + self.taps)
-        return torch.addmm(self.bias, patch.flatten(1), self.matrix)
+        if isinstance(column, int): patch = self.kept[:, column:column + self.n_columns]
+        else: patch = self.kept.index_select(1, column + self.taps)
+        return F.linear(patch.flatten(1), self.matrix, self.bias)
 
 # %% ../nbs/11_cached.ipynb #9ce14971
 class _CachedConvTranspose2d:
     "A `CausalConvTranspose2d` for one row or one position of the finer picture at a time."
     def __init__(self, layer): # a CausalConvTranspose2d
         self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias.detach()
+        self.matrices = self.weight.permute(2, 3, 1, 0).contiguous() # [rows, columns, C', C]
 
     def row_step(self, x, row): # [B, W, C], the coarse row; row of the finer picture -> [B, 2 W, C']
         "The finer row that the coarse one gives."
@@ -307,7 +308,7 @@ class _CachedConvTranspose2d:
 
     def position_step(self, x, row, column): # [B, C]; where in the finer picture -> [B, C']
         "The finer position that the coarse one gives."
-        return torch.addmm(self.bias, x, self.weight[:, :, row % 2, column % 2])
+        return F.linear(x, self.matrices[row % 2, column % 2], self.bias)
 
 # %% ../nbs/11_cached.ipynb #e1524207
 class _CachedGatedResnet:
@@ -315,27 +316,31 @@ class _CachedGatedResnet:
     def __init__(self, block, batch_size, width): # a GatedResnet, images that grow together, of its input
         cached = lambda conv: _CachedConv2d(conv, batch_size, width)
         self.first, self.second = cached(block.first), cached(block.second)
-        conv = block.shortcut and block.shortcut.conv
-        self.shortcut = conv and (conv.weight.detach()[:, :, 0, 0], conv.bias.detach())
         self.condition = block.condition and block.condition.weight.detach()[:, :, 0, 0]
+        if not block.shortcut: return
+        conv, n_filters = block.shortcut.conv, len(self.first.bias)
+        halves = conv.weight.detach()[:, :, 0, 0].unflatten(1, (2, -1, n_filters)) # for x and -x
+        self.shortcuts = [both.flatten(1) for both in halves.unbind(2)]            # of each side
+        self.first.bias = self.first.bias + conv.bias.detach()
 
-    def row_step(self, x, side, told): # [B, W, C], the shortcut and features, likewise or None -> [B, W, C]
+    def send(self, side, n=0): # [..., C], the n-th side -> the same
+        "What a side adds through the shortcut."
+        return F.linear(_concat_elu_last(side), self.shortcuts[n])
+
+    def row_step(self, x, sent, told): # [B, W, C], of the sides and a condition, likewise or None -> [B, W, C]
         "The block over a new row."
-        hidden = self._join(self.first.row_step(_concat_elu_last(x)), side)
+        hidden = self.first.row_step(_concat_elu_last(x))
+        if sent is not None: hidden = hidden + sent
         return self._gated(x, self.second.row_step(_concat_elu_last(hidden)), told)
 
-    def position_step(self, x, column, side, told): # the same for a position, [B, C] -> [B, C]
+    def position_step(self, x, column, sent, told): # the same for a position, [B, C] -> [B, C]
         "The block at a new position."
-        hidden = self._join(self.first.position_step(_concat_elu_last(x), column), side)
+        hidden = self.first.position_step(_concat_elu_last(x), column) + sent
         return self._gated(x, self.second.position_step(_concat_elu_last(hidden), column), told)
 
     def _gated(self, x, both, told):
         if told is not None: both = both + F.linear(told, self.condition)
-        value, gate = both.chunk(2, -1)
-        return x + value * gate.sigmoid()
-
-    def _join(self, hidden, side):
-        return hidden if side is None else hidden + F.linear(_concat_elu_last(side), *self.shortcut)
+        return x + F.glu(both)
 
 # %% ../nbs/11_cached.ipynb #8d3aabd0
 def _concat_elu_last(x): # [..., C] -> [..., 2 C]
@@ -368,18 +373,15 @@ class _CachedDownStream(_CachedStream):
     "The down stream, which walks along rows."
     name = "down"
 
-    def __init__(self, model, batch_size, width, told, level=0): # as for `_CachedStream`
-        super().__init__(model, batch_size, width, told, level)
-        n_blocks, bias = len(self.way_down) + len(self.way_up), self.way_down[0].first.bias
-        self.rows = bias.new_zeros(n_blocks, batch_size, width, len(bias))
-
     def row_step(self, x, row): # [B, W, C], a new row; its number at this resolution -> [B, W, C]
         "Down, across and up again for a new row."
-        stack, rows, told = [x], iter(self.rows), self.told and self.told.row
-        for block in self.way_down:
-            stack.append(block.row_step(stack[-1], None, told)); next(rows).copy_(stack[-1])
+        stack, told = [x], self.told and self.told.row
+        for block in self.way_down: stack.append(block.row_step(stack[-1], None, told))
+        self.rows = stack[1:]
         x = self._across(stack[-1], row) if self.below else stack.pop()
-        for block in self.way_up: x = block.row_step(x, stack.pop(), told); next(rows).copy_(x)
+        for block in self.way_up:
+            x = block.row_step(x, block.send(stack.pop()), told)
+            self.rows.append(x)
         return x
 
     def _across(self, x, row):
@@ -393,27 +395,33 @@ class _CachedRightStream(_CachedStream):
     "The right stream, which walks along positions, beside the down stream's newest row."
     name = "right"
 
-    def begin(self, row):
-        "Begin a new row, at the coarser resolutions too where `row` is even."
-        for block in (*self.way_down, *self.way_up): block.first.begin(); block.second.begin()
-        if self.below: self.coarser.begin()
-        if self.below and not row % 2: self.below.begin(row // 2)
+    def __init__(self, model, batch_size, width, told, level=0): # as for `_CachedStream`
+        super().__init__(model, batch_size, width, told, level)
+        self.blocks, bias = [*self.way_down, *self.way_up], self.way_down[0].first.bias
+        self.beside = bias.new_zeros(len(self.blocks), batch_size, width, len(bias))
 
-    def position_step(self, x, row, column, at, down): # [B, C], where it is, a _CachedDownStream -> [B, C]
+    def begin(self, row, down): # its number at this resolution, a _CachedDownStream
+        "Begin a new row, at the coarser resolutions too where `row` is even."
+        for block, beside, side in zip(self.blocks, self.beside, down.rows):
+            block.first.begin(); block.second.begin(); beside.copy_(block.send(side))
+        if self.below: self.coarser.begin()
+        if self.below and not row % 2: self.below.begin(row // 2, down.below)
+
+    def position_step(self, x, row, column, at): # [B, C], where it is -> [B, C]
         "Down, across and up again for a new position."
-        stack, beside, told = [x], iter(_at(down.rows, at)), self.told and _at(self.told.row, at)
+        stack, beside, told = [x], iter(_at(self.beside, at)), self.told and _at(self.told.row, at)
         for block in self.way_down: stack.append(block.position_step(stack[-1], at, next(beside), told))
-        x = self._across(stack[-1], row, column, at, down) if self.below else stack.pop()
+        x = self._across(stack[-1], row, column, at) if self.below else stack.pop()
         for block in self.way_up:
-            x = block.position_step(x, at, torch.cat([next(beside), stack.pop()], -1), told)
+            x = block.position_step(x, at, next(beside) + block.send(stack.pop(), 1), told)
         return x
 
-    def _across(self, x, row, column, at, down):
+    def _across(self, x, row, column, at):
         "Through the coarser resolutions, which have a new position where `row` and `column` are even."
         if row % 2 or column % 2: self.coarser.keep_position(x, at)
         else:
-            where, entered = (row // 2, column // 2, at // 2), self.coarser.position_step(x, at)
-            _put(self.coarse, at // 2, self.below.position_step(entered, *where, down.below))
+            entered = self.coarser.position_step(x, at)
+            _put(self.coarse, at // 2, self.below.position_step(entered, row // 2, column // 2, at // 2))
         return self.finer.position_step(_at(self.coarse, at // 2), row, column)
 
 # %% ../nbs/11_cached.ipynb #311413ea
@@ -467,7 +475,7 @@ class _CachedPixelCNNpp:
         self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
         self.down = _CachedDownStream(model, *size, self.told)
         self.right = _CachedRightStream(model, *size, self.told)
-        self.above = torch.zeros_like(self.down.rows[0]) # what the row above sends to the right stream
+        self.above = torch.zeros_like(self.right.beside[0]) # what the row above sends to the right stream
 
     def tell(self, *features): # of a condition, [B, H, W, n_filters]
         "Take other features from the next row on."
@@ -481,7 +489,7 @@ class _CachedPixelCNNpp:
         "Parameters at a position; `at` is its column again, an int or a tensor [1]."
         if column: start = _at(self.above, at) + self.entrance.position_step(pixel, at - 1)
         else: start = self._open(row, pixel)
-        features = self.right.position_step(start, row, column, at, self.down)
+        features = self.right.position_step(start, row, column, at)
         return self.head.position_step(F.elu(features), at)
 
     def _open(self, row, pixel):
@@ -490,7 +498,7 @@ class _CachedPixelCNNpp:
         first, above = self.entrance.row_step(row)
         self.above.copy_(above)
         self.down.row_step(first, row)
-        self.right.begin(row)
+        self.right.begin(row, self.down)
         return self.above[:, 0]
 
 # %% ../nbs/11_cached.ipynb #218bb13b
