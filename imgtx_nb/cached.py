@@ -327,7 +327,7 @@ class _CachedGatedResnet:
         "What a side adds through the shortcut."
         return F.linear(_concat_elu_last(side), self.shortcuts[n])
 
-    def row_step(self, x, sent, told): # [B, W, C], of the sides and a condition, likewise or None -> [B, W, C]
+    def row_step(self, x, sent, told): # [B, W, C]; from side and condition, alike or None -> [B, W, C]
         "The block over a new row."
         hidden = self.first.row_step(_concat_elu_last(x))
         if sent is not None: hidden = hidden + sent
