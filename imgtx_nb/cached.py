@@ -255,7 +255,8 @@ class _KeptRows:
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
         self.n_rows, (self.left, right) = layer.conv.kernel_size[0], layer.padding[:2]
         shape = batch_size, self.left + width + right, self.n_rows, layer.conv.in_channels
-        self.kept = layer.conv.weight.new_zeros(shape)
+        self.bias = layer.conv.bias.detach()
+        self.kept = self.bias.new_zeros(shape)
 
     def begin(self):
         "Begin a new row: the current one becomes the previous one."
@@ -271,22 +272,28 @@ class _KeptRows:
         _put(self.kept[:, :, -1], self.left + column, x)
 
 # %% ../nbs/11_cached.ipynb #1125dde1
-class _CachedConv2d(_KeptRows):
-    "A `CausalConv2d` for one row or one position at a time."
+class _RowConv2d(_KeptRows):
+    "A `CausalConv2d` for one row at a time."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
         super().__init__(layer, batch_size, width)
-        self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias.detach()
-        self.stride, self.n_columns = layer.conv.stride[0], layer.conv.kernel_size[1]
-        self.matrix = self.weight.permute(0, 3, 2, 1).flatten(1) # [C', columns * rows * C]
-        self.taps = torch.arange(self.n_columns, device=self.weight.device)
+        self.weight, self.stride = layer.conv.weight.detach(), layer.conv.stride[0]
 
-    def row_step(self, x): # [B, W, C], the next row of the input -> [B, W / stride, C']
+    def step(self, x): # [B, W, C], the next row of the input -> [B, W / stride, C']
         "The convolution over the new row."
         self.keep_row(x)
         out = F.conv2d(self.kept.permute(0, 3, 2, 1), self.weight, self.bias, self.stride)
         return out[:, :, 0].transpose(1, 2)
 
-    def position_step(self, x, column): # [B, C], the next position of the input -> [B, C']
+# %% ../nbs/11_cached.ipynb #93dd72c9
+class _PositionConv2d(_KeptRows):
+    "A `CausalConv2d` for one position at a time."
+    def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
+        super().__init__(layer, batch_size, width)
+        self.n_columns = layer.conv.kernel_size[1]
+        self.matrix = layer.conv.weight.detach().permute(0, 3, 2, 1).flatten(1) # [C', columns * rows * C]
+        self.taps = torch.arange(self.n_columns, device=self.matrix.device)
+
+    def step(self, x, column): # [B, C], the next position of the input -> [B, C']
         "The convolution at the new position."
         self.keep_position(x, column)
         if isinstance(column, int): patch = self.kept[:, column:column + self.n_columns]
@@ -313,32 +320,33 @@ class _CachedConvTranspose2d:
 # %% ../nbs/11_cached.ipynb #e1524207
 class _CachedGatedResnet:
     "A `GatedResnet` for one row or one position at a time."
-    def __init__(self, block, batch_size, width): # a GatedResnet, images that grow together, of its input
-        cached = lambda conv: _CachedConv2d(conv, batch_size, width)
-        self.first, self.second = cached(block.first), cached(block.second)
+    def __init__(self,
+        block,             # a GatedResnet
+        conv,              # _RowConv2d or _PositionConv2d
+        batch_size, width, # images that grow together, of its input
+    ):
+        self.first, self.second = (conv(layer, batch_size, width) for layer in (block.first, block.second))
         self.condition = block.condition and block.condition.weight.detach()[:, :, 0, 0]
         if not block.shortcut: return
-        conv, n_filters = block.shortcut.conv, len(self.first.bias)
-        halves = conv.weight.detach()[:, :, 0, 0].unflatten(1, (2, -1, n_filters)) # for x and -x
-        self.shortcuts = [both.flatten(1) for both in halves.unbind(2)]            # of each side
-        self.first.bias = self.first.bias + conv.bias.detach()
+        shortcut, n_filters = block.shortcut.conv, len(self.first.bias)
+        halves = shortcut.weight.detach()[:, :, 0, 0].unflatten(1, (2, -1, n_filters)) # for x and for -x
+        self.shortcuts = [both.flatten(1) for both in halves.unbind(2)] # of each map of features
+        self.first.bias = self.first.bias + shortcut.bias.detach()
 
-    def send(self, side, n=0): # [..., C], the n-th side -> the same
-        "What a side adds through the shortcut."
+    def shortcut(self, side, n=0): # [..., C], the n-th map of features that it takes -> [..., C]
+        "What a map adds through the shortcut."
         return F.linear(_concat_elu_last(side), self.shortcuts[n])
 
-    def row_step(self, x, sent, told): # [B, W, C]; from side and condition, alike or None -> [B, W, C]
-        "The block over a new row."
-        hidden = self.first.row_step(_concat_elu_last(x))
-        if sent is not None: hidden = hidden + sent
-        return self._gated(x, self.second.row_step(_concat_elu_last(hidden)), told)
-
-    def position_step(self, x, column, sent, told): # the same for a position, [B, C] -> [B, C]
-        "The block at a new position."
-        hidden = self.first.position_step(_concat_elu_last(x), column) + sent
-        return self._gated(x, self.second.position_step(_concat_elu_last(hidden), column), told)
-
-    def _gated(self, x, both, told):
+    def step(self,
+        x,         # [B, W, C], a new row, or [B, C], a new position
+        added,     # what the shortcut adds, alike, or None
+        told,      # the features of a condition, alike, or None
+        column=(), # of a position: [where in the row]
+    ):             # alike
+        "The block over a new row or at a new position."
+        hidden = self.first.step(_concat_elu_last(x), *column)
+        if added is not None: hidden = hidden + added
+        both = self.second.step(_concat_elu_last(hidden), *column)
         if told is not None: both = both + F.linear(told, self.condition)
         return x + F.glu(both)
 
@@ -349,7 +357,7 @@ def _concat_elu_last(x): # [..., C] -> [..., 2 C]
 # %% ../nbs/11_cached.ipynb #96203fd3
 class _CachedStream:
     "A stream of a `PixelCNNpp` at one resolution and, in `below`, at the coarser ones."
-    name = None # "down" or "right"
+    name, conv = None, None # "down" and _RowConv2d, or "right" and _PositionConv2d
 
     def __init__(self,
         model,      # a PixelCNNpp
@@ -360,40 +368,40 @@ class _CachedStream:
     ):
         self.told = told[level]
         mine = lambda pair: getattr(pair, self.name)
-        blocks = lambda pairs: [_CachedGatedResnet(mine(pair), batch_size, width) for pair in pairs]
+        blocks = lambda pairs: [_CachedGatedResnet(mine(p), self.conv, batch_size, width) for p in pairs]
         self.way_down, self.way_up = blocks(model.way_down[level]), blocks(model.way_up[2 - level])
         self.below = type(self)(model, batch_size, width // 2, told, level + 1) if level < 2 else None
         if not self.below: return
-        self.coarser = _CachedConv2d(mine(model.coarser[level]), batch_size, width)
+        self.coarser = self.conv(mine(model.coarser[level]), batch_size, width)
         self.finer = _CachedConvTranspose2d(mine(model.finer[1 - level]))
-        self.coarse = self.coarser.weight.new_zeros(batch_size, width // 2, self.coarser.weight.shape[0])
+        self.coarse = self.coarser.bias.new_zeros(batch_size, width // 2, len(self.coarser.bias))
 
 # %% ../nbs/11_cached.ipynb #387921d1
 class _CachedDownStream(_CachedStream):
     "The down stream, which walks along rows."
-    name = "down"
+    name, conv = "down", _RowConv2d
 
     def row_step(self, x, row): # [B, W, C], a new row; its number at this resolution -> [B, W, C]
         "Down, across and up again for a new row."
         stack, told = [x], self.told and self.told.row
-        for block in self.way_down: stack.append(block.row_step(stack[-1], None, told))
+        for block in self.way_down: stack.append(block.step(stack[-1], None, told))
         self.rows = stack[1:]
         x = self._across(stack[-1], row) if self.below else stack.pop()
         for block in self.way_up:
-            x = block.row_step(x, block.send(stack.pop()), told)
+            x = block.step(x, block.shortcut(stack.pop()), told)
             self.rows.append(x)
         return x
 
     def _across(self, x, row):
         "Through the coarser resolutions, which have a new row where `row` is even."
         if row % 2: self.coarser.keep_row(x)
-        else: self.coarse.copy_(self.below.row_step(self.coarser.row_step(x), row // 2))
+        else: self.coarse.copy_(self.below.row_step(self.coarser.step(x), row // 2))
         return self.finer.row_step(self.coarse, row)
 
 # %% ../nbs/11_cached.ipynb #08e45e25
 class _CachedRightStream(_CachedStream):
     "The right stream, which walks along positions, beside the down stream's newest row."
-    name = "right"
+    name, conv = "right", _PositionConv2d
 
     def __init__(self, model, batch_size, width, told, level=0): # as for `_CachedStream`
         super().__init__(model, batch_size, width, told, level)
@@ -403,24 +411,24 @@ class _CachedRightStream(_CachedStream):
     def begin(self, row, down): # its number at this resolution, a _CachedDownStream
         "Begin a new row, at the coarser resolutions too where `row` is even."
         for block, beside, side in zip(self.blocks, self.beside, down.rows):
-            block.first.begin(); block.second.begin(); beside.copy_(block.send(side))
+            block.first.begin(); block.second.begin(); beside.copy_(block.shortcut(side))
         if self.below: self.coarser.begin()
         if self.below and not row % 2: self.below.begin(row // 2, down.below)
 
     def position_step(self, x, row, column, at): # [B, C], where it is -> [B, C]
         "Down, across and up again for a new position."
         stack, beside, told = [x], iter(_at(self.beside, at)), self.told and _at(self.told.row, at)
-        for block in self.way_down: stack.append(block.position_step(stack[-1], at, next(beside), told))
+        for block in self.way_down: stack.append(block.step(stack[-1], next(beside), told, [at]))
         x = self._across(stack[-1], row, column, at) if self.below else stack.pop()
         for block in self.way_up:
-            x = block.position_step(x, at, next(beside) + block.send(stack.pop(), 1), told)
+            x = block.step(x, next(beside) + block.shortcut(stack.pop(), 1), told, [at])
         return x
 
     def _across(self, x, row, column, at):
         "Through the coarser resolutions, which have a new position where `row` and `column` are even."
         if row % 2 or column % 2: self.coarser.keep_position(x, at)
         else:
-            entered = self.coarser.position_step(x, at)
+            entered = self.coarser.step(x, at)
             _put(self.coarse, at // 2, self.below.position_step(entered, row // 2, column // 2, at // 2))
         return self.finer.position_step(_at(self.coarse, at // 2), row, column)
 
@@ -428,15 +436,16 @@ class _CachedRightStream(_CachedStream):
 class _CachedEntrance:
     "What the pixels send into the two streams: a row from above, and a position from the left."
     def __init__(self, model, batch_size, width): # a PixelCNNpp, images that grow together, a multiple of 4
-        layers = model.enter_down, model.enter_above, model.enter_left
-        self.down, self.above, self.left = (_CachedConv2d(layer, batch_size, width) for layer in layers)
-        self.pixels = self.down.weight.new_zeros(batch_size, width, 4) # the newest row, and where it is image
+        size = batch_size, width
+        self.down, self.above = _RowConv2d(model.enter_down, *size), _RowConv2d(model.enter_above, *size)
+        self.left = _PositionConv2d(model.enter_left, *size)
+        self.pixels = self.down.bias.new_zeros(batch_size, width, 4) # the newest row, and where it is image
 
     def row_step(self, row): # -> [B, W, C] for the down stream, and the same for the right one
         "What row `row - 1` sends to a new row."
         self.left.begin()
         if row == 0: return (self.pixels.new_zeros(*self.pixels.shape[:2], len(self.down.bias)),) * 2
-        return self.down.row_step(self.pixels), self.above.row_step(self.pixels)
+        return self.down.step(self.pixels), self.above.step(self.pixels)
 
     def keep(self, pixel, column): # integers [B, 3] in 0..255, where it stands -> what it is there, [B, 4]
         "Put a pixel into the newest row."
@@ -446,7 +455,7 @@ class _CachedEntrance:
 
     def position_step(self, pixel, column): # as in `keep` -> [B, C]
         "What a new pixel and the one above it send to the position right of them."
-        return self.left.position_step(self.keep(pixel, column), column)
+        return self.left.step(self.keep(pixel, column), column)
 
 # %% ../nbs/11_cached.ipynb #afcb9239
 class _ToldRow:
@@ -472,7 +481,7 @@ class _CachedPixelCNNpp:
         row_of = lambda level, x: None if x is None else _ToldRow(x, size[1] >> level)
         self.levels = model.levels
         self.told = [row_of(*level) for level in enumerate(model.levels(*features))]
-        self.entrance, self.head = _CachedEntrance(model, *size), _CachedConv2d(model.head, *size)
+        self.entrance, self.head = _CachedEntrance(model, *size), _PositionConv2d(model.head, *size)
         self.down = _CachedDownStream(model, *size, self.told)
         self.right = _CachedRightStream(model, *size, self.told)
         self.above = torch.zeros_like(self.right.beside[0]) # what the row above sends to the right stream
@@ -490,7 +499,7 @@ class _CachedPixelCNNpp:
         if column: start = _at(self.above, at) + self.entrance.position_step(pixel, at - 1)
         else: start = self._open(row, pixel)
         features = self.right.position_step(start, row, column, at)
-        return self.head.position_step(F.elu(features), at)
+        return self.head.step(F.elu(features), at)
 
     def _open(self, row, pixel):
         "Begin a row in all streams, after the last pixel of the row above."
