@@ -268,7 +268,7 @@ class CategoricalPixel(PixelDistribution):
         self.log_probs = (self.params / self.temperature).unflatten(-1, (3, 256)).log_softmax(-1)
 
     @staticmethod
-    def n_params(n_mixtures=None): # which it has not -> an integer
+    def n_params(n_mixtures=None): # ignored: a softmax has no mixture -> an integer
         "How many numbers a pixel it takes."
         return 768
 

@@ -188,7 +188,7 @@ class PixelCNNppParameters(_InitializedOnData):
     n_filters: int = setting(160, "channels of a stream", least=1, size=True)
     dropout: float = setting(.5, "dropout probability", least=0, below=1)
     weight_norm: bool = setting(True, "learn length and direction of filters apart")
-    recompute: bool = setting(False, "half the memory for a third more arithmetic", numbers=False)
+    recompute: bool = setting(False, "less memory for a third more arithmetic", numbers=False)
 
     title, decoding = "PixelCNN++", "imgtx_nb.cached:PixelCNNppDecoder"
     adam, scales, today = dict(betas=(.95, .9995), eps=1e-8), _SCALES, _TODAY

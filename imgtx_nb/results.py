@@ -213,7 +213,7 @@ def _side_by_side(table): # what table1 returned, with images -> one row an arch
     last_score = table.groupby([*key, "recipe"], dropna=False).bits_per_dim.last()
     scores = last_score.unstack().add_prefix("score_").reset_index()
     last = table[key].drop_duplicates().merge(table.drop_duplicates(key, keep="last"))
-    titles = {f"bits/dim, {recipe}": (f"score_{recipe}", 3) for recipe in table.recipe.unique()}
+    titles = {f"bits/dim, recipe = {recipe}": (f"score_{recipe}", 3) for recipe in table.recipe.unique()}
     columns = {name: what for title, given in COLUMNS.items()
                for name, what in (titles.items() if title == "bits/dim" else [(title, given)])}
     return last.merge(scores, how="left", on=key), columns

@@ -55,7 +55,7 @@ def grow(
     fixed=None,      # which later pixels are known, bool [B, H * W], and all pixels, [B, H * W, 3]
     compile=False,   # compile the Transformer's steps on a CPU: worth it from about twenty calls on
 ):                   # uint8 [B, 3, H, W]
-    "Draw the pixels after the given ones; raises `ValueError` for a wrong temperature, seed or condition."
+    "Draw the pixels after the given ones; raises `ValueError`, also for weights that are not finite."
     refuse_no_model(model)
     temperature = checked_temperature(temperature)
     compile = checked("compile", compile, bool)
@@ -165,14 +165,13 @@ def recorded_growth(
     model,  # an AutoregressiveModel without a condition
     image,  # uint8 [3, H, W], which it has drawn
     rows,   # how many of the upper rows were given
-    bins=64 # of the distribution; they divide 256
-):          # bits [pixels], and probabilities [pixels, 3, bins], of the pixels below the given rows
+):          # bits [pixels], and probabilities in 64 bins [pixels, 3, 64], of the pixels below the given rows
     "What a model expected of each pixel that it drew, and what the pixel cost."
     pixels = image.permute(1, 2, 0)[rows:]
     with evaluating(model): mixture = model.likelihood(model(image[None])[0, rows:])
     pmf = torch.stack([mixture.pmf(channel, pixels) for channel in range(3)], -2)
     bits = -mixture.log_prob(pixels) / math.log(2)
-    return bits.flatten(), pmf.unflatten(-1, (bins, -1)).sum(-1).flatten(0, 1)
+    return bits.flatten(), pmf.unflatten(-1, (64, -1)).sum(-1).flatten(0, 1)
 
 # %% ../nbs/17_sampling.ipynb #43af5c1f
 def growth_explorer(

@@ -108,7 +108,7 @@ def learning_rate(
 
 # %% ../nbs/16_training.ipynb #700fd01a
 def _orthogonal(matrices): # [n, rows, columns], rows <= columns -> the same, with singular values near 1
-    "The nearest orthogonal matrices, roughly, by five Newton-Schulz steps."
+    "Roughly U V^T of each matrix U S V^T, by five Newton-Schulz steps."
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
@@ -376,7 +376,8 @@ def _may_record(trainer, compiled): # the compiled network -> can its steps be C
 # %% ../nbs/16_training.ipynb #0b3b7921
 def _precision(config, device):
     if config.precision != "auto": return config.precision
-    half = bfloat16_is_faster() if device.type == "cpu" else device.type == "cuda"
+    on_gpu = lambda: device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    half = bfloat16_is_faster() if device.type == "cpu" else on_gpu()
     return "bfloat16" if half else "float32"
 
 def _set_learning_rate(optimizers, value):
