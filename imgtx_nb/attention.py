@@ -194,8 +194,9 @@ def rotary_angles(
     wavelengths=(2, 23), # the shortest and the longest, in pixels
 ):                       # [height * width, 2, d / 2], cosines and sines of the angles
     "The angles by which the channels of a query or a key are rotated at every position."
-    logs = torch.linspace(*(math.log(w) for w in wavelengths), d // 4, device=device)
-    angles = lambda n: 2 * math.pi * torch.arange(n, device=device)[:, None] / logs.exp()
+    single = dict(dtype=torch.float32, device=device) # whatever the default type is
+    logs = torch.linspace(*(math.log(w) for w in wavelengths), d // 4, **single)
+    angles = lambda n: 2 * math.pi * torch.arange(n, **single)[:, None] / logs.exp()
     turns = by_position(angles(height), angles(width))
     return torch.stack([turns.cos(), turns.sin()], 1)
 

@@ -144,7 +144,11 @@ class AutoregressiveModel(_Conditioned, nn.Module):
     def forward(self, images, condition=None): # uint8 [B, 3, H, W] -> [B, H, W, n_params]
         "Parameters of every pixel's distribution; raises `ValueError` for a wrong condition."
         pixels = scaled(images, next(self.parameters()).dtype)
-        return self.network(pixels, *self.features(condition, pixels))
+        params = self.network(pixels, *self.features(condition, pixels))
+        if params.shape != (wanted := (len(images), *images.shape[2:], self.n_params)):
+            raise ValueError(f"{type(self).__name__}.network returns {list(params.shape)} for these images: "
+                             f"let it return [B, H, W, n_params], {list(wanted)}.")
+        return params
 
     def decoder(self, batch_size, condition=None): # -> an object with step and fill
         "A decoder at the first pixel of `batch_size` new images; raises `ValueError` for a wrong condition."

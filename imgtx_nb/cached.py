@@ -276,7 +276,7 @@ class _RowConv2d(_KeptRows):
     "A `CausalConv2d` for one row at a time."
     def __init__(self, layer, batch_size, width): # a CausalConv2d, images that grow together, of the input
         super().__init__(layer, batch_size, width)
-        self.weight, self.stride = layer.conv.weight.detach(), layer.conv.stride[0]
+        self.weight, self.stride = layer.conv.weight.detach().contiguous(), layer.conv.stride[0]
 
     def step(self, x): # [B, W, C], the next row of the input -> [B, W / stride, C']
         "The convolution over the new row."
@@ -304,7 +304,7 @@ class _PositionConv2d(_KeptRows):
 class _CachedConvTranspose2d:
     "A `CausalConvTranspose2d` for one row or one position of the finer picture at a time."
     def __init__(self, layer): # a CausalConvTranspose2d
-        self.weight, self.bias = layer.conv.weight.detach(), layer.conv.bias.detach()
+        self.weight, self.bias = layer.conv.weight.detach().contiguous(), layer.conv.bias.detach()
         self.matrices = self.weight.permute(2, 3, 1, 0).contiguous() # [rows, columns, C', C]
 
     def row_step(self, x, row): # [B, W, C], the coarse row; row of the finer picture -> [B, 2 W, C']
@@ -514,7 +514,7 @@ class _CachedPixelCNNpp:
 class PixelCNNppDecoder(_CachedPixelCNNpp):
     "Grows images pixel by pixel and computes only what the newest pixel makes known."
     def __init__(self,
-        model,      # a PixelCNNpp; its weights are copied, with their norms folded in
+        model,      # a PixelCNNpp, whose weights must not change while it draws
         batch_size, # images that grow together
         *features,  # of a condition, [B, H, W, n_filters] or [B, 1, 1, n_filters], if there is one
     ):

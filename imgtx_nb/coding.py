@@ -89,7 +89,7 @@ def _weighed(weights, sigmoids, edges, values): # float64 [N, K, n], int64 [N, n
     return weights / weights.sum(1, keepdims=True)
 
 def _line(*pixels): # likelihoods of one kind -> a `_Line`
-    return (_MixtureLine if isinstance(pixels[0], DiscretizedLogisticMixture) else _Line)(*pixels)
+    return (_MixtureLine if type(pixels[0]) is DiscretizedLogisticMixture else _Line)(*pixels)
 
 # %% ../nbs/18_coding.ipynb #455a7ed5
 _WHOLE = 2**24 # the length of the line that is divided
@@ -393,7 +393,8 @@ def _opened(data): # bytes -> the same without the digest at the end
 # %% ../nbs/18_coding.ipynb #97ca51ec
 def _parsed(data): # bytes -> a _File
     "A file taken apart; raises `ValueError` for everything that is none."
-    source = _Bytes(_opened(data))
+    data = _opened(data)
+    source = _Bytes(data)
     _, _, n, height, width, size, model = _HEAD.unpack(source.take(_HEAD.size))
     values = 3 * height * width
     if not n * values or not size or n * values > _VALUES_PER_BYTE * len(data): raise ValueError(_DAMAGED)
@@ -457,4 +458,4 @@ def describe(
     return {"images": n, "height": height, "width": width, "batch_size": file.batch_size,
             "raw_images": sum(int(batch.raw.sum()) for batch in file.batches), "torch": file.torch,
             "hardware": file.place, "batch_bytes": sizes, "stream_bytes": sum(sizes),
-            "other_bytes": len(data) - sum(sizes)}
+            "other_bytes": memoryview(data).nbytes - sum(sizes)}

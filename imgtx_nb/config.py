@@ -19,6 +19,7 @@ import imgtx_nb.neighbourhood
 import imgtx_nb.pixelcnnpp
 import imgtx_nb.transformer
 from .autoregressive import MODELS, AutoregressiveModel
+from .logistic_mixture import LIKELIHOODS
 from .masks import SCHEMES, first_keys
 from .parameters import checked, refuse_unknown, setting, stated
 
@@ -133,7 +134,16 @@ def _value(f, given, usual): # the field of a parameter, {name: value}, {name: v
     if f.name not in given: return usual.get(f.name, f.default)
     return checked(f.name, given[f.name], f.type, **f.metadata)
 
+def _refuse_taken(kinds, others): # classes that state parameters, and those whose names are taken
+    taken = {name for other in others for name in stated(other)}
+    for kind in kinds:
+        for name in taken & stated(kind).keys():
+            raise ValueError(f"The class {kind.__name__} states {name}, which is another parameter's name: "
+                             "choose a new one.")
+
 def _refuse_statement(model, usual): # a name in MODELS, and what its class states of a scale and a recipe
+    _refuse_taken([MODELS[model], *SCHEMES.values()], [Data, Learning, Running])
+    _refuse_taken(SCHEMES.values(), MODELS.values())
     schemes = SCHEMES.values() if "attention" in stated(MODELS[model]) else ()
     known = {name: f for kind in (MODELS[model], *schemes, Learning) for name, f in stated(kind).items()}
     try:
@@ -299,7 +309,8 @@ def config_from(parameters): # {name: value} -> a RunConfig
         if value in (None, default): continue
         raise ValueError(f"{name} is {value!r}, but {name} no longer exists: "
                          f"it was {default!r} by default, and only such runs can be used.")
-    if given.get("model") is not None: checked("model", given["model"], str, choices=MODELS)
+    for name, choices in (("model", MODELS), ("attention", SCHEMES), ("likelihood", LIKELIHOODS)):
+        if given.get(name) is not None: checked(name, given[name], str, choices=choices)
     known = stated(_grown(RunConfig))
     refuse_unknown([name for name, value in given.items() if value is not None], [*known])
     return RunConfig(**{name: given[name] for name in given.keys() & known.keys()})

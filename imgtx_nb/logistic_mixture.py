@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIKELIHOODS', 'log_bin_mass', 'coupled_means', 'checked_temperature', 'PixelDistribution',
-           'DiscretizedLogisticMixture', 'mixture_explorer', 'CategoricalPixel', 'params_per_pixel', 'bits_per_dim']
+           'DiscretizedLogisticMixture', 'mixture_explorer', 'CategoricalPixel', 'params_per_pixel',
+           'refuse_false_likelihood', 'bits_per_dim']
 
 # %% ../nbs/03_logistic_mixture.ipynb #b2c40f9e
 import math
@@ -299,6 +300,32 @@ def params_per_pixel(
 ):                 # an integer
     "How many numbers a pixel the network must produce; raises `KeyError` for another likelihood."
     return LIKELIHOODS[likelihood].n_params(n_mixtures)
+
+# %% ../nbs/03_logistic_mixture.ipynb #de151d75
+@torch.no_grad()
+def refuse_false_likelihood(
+    kind,     # a class, as in LIKELIHOODS
+    n_params, # how many numbers a pixel it takes
+):
+    "Raise a `ValueError` unless `log_prob`, `pmf`, `sample` and `tempered` of a likelihood fit together."
+    generator = torch.Generator().manual_seed(0)
+    params = torch.randn(4, n_params, generator=generator, dtype=torch.float64)
+    pixels = torch.randint(0, 256, (4, 3), generator=generator)
+    try:
+        d, log_prob = kind(params), kind(params).log_prob(pixels)
+        with torch.random.fork_rng([]): drawn = d.tempered(.5).sample()
+        pmf = torch.stack([d.pmf(channel, pixels[:, :channel]) for channel in range(3)], 1)
+        product = pmf.gather(-1, pixels[..., None])[..., 0].log().sum(-1)
+        fits = (d.params.shape == params.shape and pmf.shape == (4, 3, 256) and (pmf >= 0).all()
+                and ((pmf.sum(-1) - 1).abs() < 1e-3).all() and log_prob.shape == (4,)
+                and torch.allclose(log_prob, product, 1e-3, 1e-3)
+                and drawn.shape == (4, 3) and ((0 <= drawn) & (drawn <= 255)).all())
+        why = ""
+    except Exception as e: fits, why = False, f" ({type(e).__name__}: {str(e)[:200]})"
+    if not fits:
+        raise ValueError(f"{kind.__name__} is no likelihood of pixels{why}: let pmf sum to 1 over 256 "
+                         "values, log_prob be the log of its product, and sample give [..., 3] in 0..255; "
+                         "derive it from PixelDistribution.")
 
 # %% ../nbs/03_logistic_mixture.ipynb #faef5817
 def bits_per_dim(

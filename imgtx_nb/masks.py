@@ -51,8 +51,10 @@ class Scheme:
 
 # %% ../nbs/05_masks.ipynb #2f3ffa06
 def _refuse_false(name, allowed, query, key): # of a scheme; what it allows; int64 [queries, 1], int64 [keys]
-    if allowed.dtype != torch.bool or allowed.shape != (len(query), len(key)):
-        raise ValueError(f"{name} tells {allowed.dtype} {list(allowed.shape)} of {len(query)} queries "
+    is_tensor = isinstance(allowed, torch.Tensor)
+    if not is_tensor or allowed.dtype != torch.bool or allowed.shape != (len(query), len(key)):
+        told = f"{allowed.dtype} {list(allowed.shape)}" if is_tensor else f"{allowed!r:.40}"
+        raise ValueError(f"{name} tells {told} of {len(query)} queries "
                          f"and {len(key)} keys: let allows return bool for every pair.")
     if (allowed & (key > query)).any():
         raise ValueError(f"{name} lets a query attend to later keys, so bits/dim would be false: "

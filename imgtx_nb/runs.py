@@ -102,10 +102,14 @@ class RunFolder:
         if (self.path/"config.json").exists(): refuse_other(self.path, read_config(self.path), self.config)
         else: _refuse_orphans(self.path)
 
-    def open(self):
+    def make(self):
         "Make the folder, or find it; raises `ValueError` as `check` does, and `OSError` in one sentence."
         self.check()
         make_folder(self.path, "choose a results_dir that can be written to, or another run_name")
+
+    def open(self):
+        "Make the folder, or find it, and note the parameters; raises as `make` does."
+        self.make()
         if not (self.path/"config.json").exists(): write_json(self.path/"config.json", asdict(self.config))
 
     def lock(self): # -> a context manager
@@ -269,7 +273,8 @@ def has_weights(path): # the folder of a run -> bool
 
 def _fits(kept, x): # what lies in the file, and a tensor of the model
     shape = kept.get_shape()
-    return _is_packed(shape, x.numel()) if kept.get_dtype() == "U8" else shape == list(x.shape)
+    packs = kept.get_dtype() == "U8" and x.is_floating_point()
+    return _is_packed(shape, x.numel()) if packs else shape == list(x.shape)
 
 def kept_score(path): # the folder of a run -> bits/dim of the test images, or None
     "The score in the summary of a run, if it has one."
@@ -383,6 +388,7 @@ def _with_weights(config, path):
     parameters = (weights.get(name) for name, _ in model.named_parameters())
     if any(x is not None and x.dtype == torch.float64 for x in parameters): model.double()
     own = model.state_dict()
-    packs = [name for name, x in weights.items() if x.dtype == torch.uint8 and name in own]
+    numbers = [name for name, x in own.items() if x.is_floating_point()]
+    packs = [name for name in numbers if name in weights and weights[name].dtype == torch.uint8]
     model.load_state_dict(weights | {name: unpacked(weights[name], own[name].shape) for name in packs})
     return model

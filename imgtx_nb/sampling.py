@@ -44,6 +44,11 @@ def _seed_on(device, seed): # that device alone: torch.manual_seed would seed al
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         torch.get_device_module(device).manual_seed(seed)
 
+# %% ../nbs/17_sampling.ipynb #6865188e
+def _drawn(model, params, temperature): # [B, n_params] -> [B, 3], and -1 where parameters are not finite
+    pixel = model.likelihood(params).tempered(temperature).sample()
+    return torch.where(params.isfinite().all(-1, keepdim=True), pixel, -1)
+
 # %% ../nbs/17_sampling.ipynb #b5b0cf3d
 @torch.no_grad()
 def grow(
@@ -69,13 +74,16 @@ def grow(
           Bar(range(n_given, height * width), desc="sampling", delay=1, leave=False) as bar):
         decoder = model.decoder(len(given), condition)
         if 0 < n_given < height * width: decoder.fill(given[:, :-1])
-        draw = lambda params: model.likelihood(params).tempered(temperature).sample()
-        draws = CompiledDraws(decoder, draw, compile)
+        draws = CompiledDraws(decoder, lambda params: _drawn(model, params, temperature), compile)
         for t in bar:
             if t == n_given or not draws.works: tune() # what is compiled is for a number of threads
-            drawn = draws.step(pixels[-1] if pixels else None)
+            drawn = draws.step(pixels[-1].clamp_min(0) if pixels else None)
             pixels.append(torch.where(fixed[0][:, t, None], fixed[1][:, t], drawn) if fixed else drawn)
-    return torch.stack(pixels, -1).to("cpu", torch.uint8).unflatten(-1, (height, width))
+    pixels = torch.stack(pixels, -1)
+    if pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError("The model's parameters are not finite at a pixel, or what it draws are no bytes: "
+                         "train it anew.")
+    return pixels.to("cpu", torch.uint8).unflatten(-1, (height, width))
 
 # %% ../nbs/17_sampling.ipynb #98df10aa
 def sample(

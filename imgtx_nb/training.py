@@ -28,6 +28,7 @@ from .cached import as_graph, on_stream
 from .conditions import condition_parts
 from .config import RunConfig, build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, as_tensor, class_names, digest, load_images, load_splits
+from .logistic_mixture import refuse_false_likelihood
 from .parameters import checked
 from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
@@ -167,7 +168,7 @@ def make_optimizers(
     inside = {id(p) for group in groups for p in group["params"]}
     rest = [p for p in model.parameters() if id(p) not in inside]
     adam = partial(torch.optim.AdamW, lr=lr, weight_decay=0., fused=True)
-    if config.optimizer == "muon": return [adam(rest, **_BESIDE_MUON), Muon(groups, lr)]
+    if config.optimizer == "muon": return [*([adam(rest, **_BESIDE_MUON)] if rest else []), Muon(groups, lr)]
     parts = [{"params": rest}, *groups] if decay else model.parameters() # without decay, one group as ever
     return [adam(parts, **model.adam)]
 
@@ -606,7 +607,7 @@ def fit(
         with interrupts() as asked, view.bar:
             train(trainer, history, keeper, data["valid"], _in_any(accelerator, asked), tune, view)
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
-        _refuse_foreign_leak(trainer.scored, data)
+        _refuse_foreign(trainer.scored, data)
         bits = trainer.score(*data["test"])
         about = {"digest": digests, **classes}
         keeper.keep(_write_summary, _summarize(trainer, history, images, about, bits))
@@ -655,17 +656,18 @@ def _trainer(config, data, accelerator): # {split: (images, labels)}
     images, labels = data["train"]
     trainer = Trainer(config, images, accelerator, labels)
     for _, labels in data.values(): trainer.raw.fits(images.shape[1:], labels)
-    _refuse_foreign_leak(trainer.raw, data)
+    _refuse_foreign(trainer.raw, data)
     return trainer
 
-def _refuse_foreign_leak(model, data): # the package's own models are tested
+def _refuse_foreign(model, data): # the package's own models and likelihoods are tested
+    foreign = lambda kind: not kind.__module__.startswith("imgtx_nb.")
+    if foreign(model.likelihood): refuse_false_likelihood(model.likelihood, model.n_params)
     image, label = (x[:1].to(next(model.parameters()).device) for x in data["train"])
-    own = type(model).__module__.startswith("imgtx_nb.")
-    if not own: refuse_leak(model, image, *_given(model.observed(image, label)))
+    if foreign(type(model)): refuse_leak(model, image, *_given(model.observed(image, label)))
 
 def _claim(run, held):
-    run.open(); held.enter_context(run.lock())
-    for left in (*run.path.glob("checkpoint-*.tmp"), *run.path.glob("model.safetensors.*.tmp")): left.unlink()
+    run.make(); held.enter_context(run.lock()); run.open() # whoever has the lock notes its parameters
+    for left in run.path.glob("*.tmp"): left.unlink()
 
 def _finished(run, digests):
     run.check()

@@ -27,7 +27,8 @@ def _positions_2d(
     device="cpu",  # where to make them
 ):                 # [height * width, d_model]
     "Sinusoidal positions: the first half of the channels encodes the row, the second the column."
-    rate = torch.exp(-math.log(10000) * torch.arange(0, d_model // 2, 2, device=device) / (d_model // 2))
+    channel = torch.arange(0, d_model // 2, 2, dtype=torch.float32, device=device)
+    rate = torch.exp(-math.log(10000) * channel / (d_model // 2))
     angles = lambda n: torch.arange(n, device=device)[:, None] * rate
     wave = lambda n: torch.stack([angles(n).sin(), angles(n).cos()], -1).flatten(1)
     return by_position(wave(height), wave(width))
@@ -44,7 +45,7 @@ class _LearnedPositions(nn.Module):
         d_model,       # channels, a multiple of 4
     ):
         super().__init__()
-        code = _positions_2d(height, width, d_model).view(height, width, 2, -1)
+        code = _positions_2d(height, width, d_model).to(torch.get_default_dtype()).view(height, width, 2, -1)
         self.rows, self.columns = nn.Parameter(code[:, 0, 0].clone()), nn.Parameter(code[0, :, 1].clone())
 
     def forward(self, height, width): # -> [height * width, d_model]
