@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .autoregressive import ToldByRow, on_axis
+from .autoregressive import ToldByRow, on_axis, unrounded
 from .masks import first_keys, lookback
 
 # %% ../nbs/11_cached.ipynb #77b17457
@@ -202,7 +202,7 @@ class TransformerDecoder(_CachedTransformer):
         pixels, # integers [B, n, 3] in 0..255, the first n pixels
     ):
         "Take many known pixels in one parallel pass; the next `step` takes the pixel after them."
-        self.keep(pixels)
+        with unrounded(self.positions): self.keep(pixels)
         self.t = pixels.shape[1] + 1
 
     @torch.no_grad()
@@ -211,8 +211,9 @@ class TransformerDecoder(_CachedTransformer):
     ):              # [B, n_params]
         "Parameters of the next pixel."
         t, self.t = self.t, self.t + 1
-        if pixel is None or not self.graphs: return self.params_at(t, pixel)
-        return self.graphs.run("any", self.params_at, t, pixel)
+        with unrounded(self.positions): # the cache has the weights' precision
+            if pixel is None or not self.graphs: return self.params_at(t, pixel)
+            return self.graphs.run("any", self.params_at, t, pixel)
 
 # %% ../nbs/11_cached.ipynb #22a19fe2
 _SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
