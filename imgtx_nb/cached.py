@@ -9,10 +9,12 @@ __all__ = ['cache_plan', 'CachedAttention', 'on_stream', 'as_graph', 'Transforme
 import math
 import warnings
 from functools import lru_cache, partial
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from .autoregressive import ToldByRow, on_axis, unrounded
 from .masks import first_keys, lookback
@@ -56,6 +58,17 @@ def cache_plan(
     plans = (_plan(scheme, height, width, *layout) for layout in _layouts(scheme, height, width).values())
     return min(plans, key=lambda plan: sum(run.stop - run.start for run in plan.runs))
 
+# %% ../nbs/11_cached.ipynb #0d6ca621
+def _on_cuda(x): return x.is_cuda
+
+# %% ../nbs/11_cached.ipynb #c629cb11
+def _attend_by_sums(q, k, v, mask): # [B, heads, 1, d], [B, heads, n, d] twice, [1, 1, n] -> [B, heads, d]
+    "Eq. 5 for one query as sums, of which a compiler makes loops."
+    scores = (q * k).sum(-1) * q.shape[-1]**-.5 + mask[0]
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return (weights[..., None] * v).sum(-2) / weights.sum(-1, keepdim=True)
+
+
 # %% ../nbs/11_cached.ipynb #0633cf42
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time (Eq. 5)."
@@ -66,8 +79,10 @@ class CachedAttention:
     ):
         self.layer, self.size, self.plan = layer, (height, width), cache_plan(layer.scheme, height, width)
         weight, d = layer.qkv.weight, layer.qkv.in_features // layer.n_heads
-        self.slot, self.mask = self.plan.slot.to(weight.device), self.plan.mask.to(weight)
-        self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots, d)
+        spare = 0 if _on_cuda(weight) else 1 # then no run is the whole cache, a case of its own to a compiler
+        mask = F.pad(self.plan.mask, (0, spare), value=-torch.inf)
+        self.slot, self.mask = self.plan.slot.to(weight.device), mask.to(weight)
+        self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots + spare, d)
 
     def fill(self, x, rows, width, n): # [B, rows * width, d_model], n positions of it known -> the same
         "Attend in many positions at once, and keep the keys that later ones can see."
@@ -77,12 +92,17 @@ class CachedAttention:
         out = self.layer.attend(q, k, v, self.layer.scheme, rows, width)
         return self.layer.out(out.transpose(1, 2).flatten(2))
 
-    def step(self, x, t): # [B, d_model], the next position as an int or as a tensor [1] -> [B, d_model]
-        "Attend with one query over its run or, if `t` is a tensor, over all slots; both masked."
+    def step(self,
+        x,                # [B, d_model]
+        t,                # the next position, an int or a tensor [1]
+        run=slice(None),  # the slots to look at, if `t` is a tensor; an int tells its run
+    ):                    # [B, d_model]
+        "Attend with one query over a run of slots, masked."
         q, k, v = self.layer.project(x[:, None], self.size, t)
         self.kept.index_copy_(3, self.slot[t].view(1), torch.stack([k, v], 1))
-        run = self.plan.runs[t] if isinstance(t, int) else slice(None)
-        out = F.scaled_dot_product_attention(q, *self.kept[..., run, :].unbind(1), self.mask[t][..., run])
+        if isinstance(t, int): run = self.plan.runs[t]
+        attend = _attend_by_sums if torch.compiler.is_compiling() else F.scaled_dot_product_attention
+        out = attend(q, *self.kept[..., run, :].unbind(1), self.mask[t][..., run])
         return self.layer.out(out.flatten(1))
 
 # %% ../nbs/11_cached.ipynb #ff549cbd
@@ -113,19 +133,16 @@ class _CachedTransformer:
         for layer, cached in zip(self.model.layers, self.attentions):
             x = layer(x, lambda x: cached.fill(x, rows, width, n))
 
-    def params_at(self, t, pixel=None): # a position, int or tensor [1]; the pixel before it -> [B, n_params]
+    def params_at(self, t, pixel=None, runs=()): # as in `step`; the pixel before; a run a layer -> [B, n_params]
         "The layers of `forward` at one position."
         x = _at(self.positions, t).expand(self.batch_size, -1)
         if pixel is not None: x = x + self._embed(pixel)
-        for layer, cached in zip(self.model.layers, self.attentions):
-            x = layer(x, lambda x: cached.step(x, t))
+        for layer, cached, run in zip_longest(self.model.layers, self.attentions, runs, fillvalue=slice(None)):
+            x = layer(x, lambda x: cached.step(x, t, run))
         return self.model.head(self.model.last_norm(x))
 
     def _embed(self, pixels): # integers [..., 3] in 0..255 -> [..., d_model]
         return self.model.embed(on_axis(pixels.to(self.positions.device), self.positions.dtype))
-
-# %% ../nbs/11_cached.ipynb #0d6ca621
-def _on_cuda(x): return x.is_cuda
 
 # %% ../nbs/11_cached.ipynb #5a7696c5
 def on_stream(
@@ -215,6 +232,26 @@ class TransformerDecoder(_CachedTransformer):
             if pixel is None or not self.graphs: return self.params_at(t, pixel)
             return self.graphs.run("any", self.params_at, t, pixel)
 
+# %% ../nbs/11_cached.ipynb #eb9c52bb
+@lru_cache(4096)
+@torch.inference_mode(False)
+def _ends(start, stop): # of a run of slots -> an empty tensor
+    "The ends of a run as the sizes of a tensor; from 2 on, for 0 and 1 are always compiled as they are."
+    ends = torch.empty(start + 2, stop + 2, 0)
+    torch._dynamo.mark_dynamic(ends, [0, 1])
+    return ends
+
+
+# %% ../nbs/11_cached.ipynb #386d041a
+class _BySums(TorchFunctionMode):
+    "Products of a matrix with few vectors as sums, of which a compiler makes loops."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.linear or args[0].shape[:-1].numel() > 8: return function(*args, **kwargs or {})
+        x, weight, bias = args
+        out = (weight * x.unsqueeze(-2)).sum(-1)
+        return out if bias is None else out + bias
+
+
 # %% ../nbs/11_cached.ipynb #22a19fe2
 _SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
 
@@ -229,7 +266,9 @@ class CompiledDraws:
         self.inner = decoder.decoder if isinstance(decoder, ToldByRow) else decoder
         self.works = compile and getattr(self.inner, "compiles", False)
 
-    def _at(self, position, pixel): return self.draw(self.inner.params_at(position, pixel))
+    def _at(self, position, pixel, ends): # a tensor [1], the pixel before it, of every layer its `_ends`
+        runs = [slice(start - 2, stop - 2) for start, stop, _ in (e.shape for e in ends)]
+        with _BySums(): return self.draw(self.inner.params_at(position, pixel, runs))
 
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, 3]
@@ -238,7 +277,10 @@ class CompiledDraws:
         if self.inner is not self.decoder: self.decoder.take(pixel)
         try:
             self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME_DRAWS)
-            drawn = self.compiled(torch.tensor([self.inner.t], device=pixel.device), pixel)
+            runs = [attention.plan.runs[self.inner.t] for attention in self.inner.attentions]
+            ends = [_ends(run.start, run.stop) for run in runs]
+            pixel = pixel.clone(memory_format=torch.contiguous_format) # other strides are compiled anew
+            drawn = self.compiled(torch.tensor([self.inner.t]), pixel, ends)
         except RuntimeError: # there is no compiler
             self.works = False
             return self.draw(self.inner.step(pixel))
