@@ -8,8 +8,8 @@ __all__ = ['cache_plan', 'CachedAttention', 'on_stream', 'as_graph', 'Transforme
 # %% ../nbs/11_cached.ipynb #2d4bfb1f
 import math
 import warnings
+from contextlib import nullcontext
 from functools import lru_cache, partial
-from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -68,7 +68,6 @@ def _attend_by_sums(q, k, v, mask): # [B, heads, 1, d], [B, heads, n, d] twice, 
     weights = (scores - scores.amax(-1, keepdim=True)).exp()
     return (weights[..., None] * v).sum(-2) / weights.sum(-1, keepdim=True)
 
-
 # %% ../nbs/11_cached.ipynb #0633cf42
 class CachedAttention:
     "A `SelfAttention` that is fed one position at a time (Eq. 5)."
@@ -79,7 +78,7 @@ class CachedAttention:
     ):
         self.layer, self.size, self.plan = layer, (height, width), cache_plan(layer.scheme, height, width)
         weight, d = layer.qkv.weight, layer.qkv.in_features // layer.n_heads
-        spare = 0 if _on_cuda(weight) else 1 # then no run is the whole cache, a case of its own to a compiler
+        spare = 0 if _on_cuda(weight) else 1
         mask = F.pad(self.plan.mask, (0, spare), value=-torch.inf)
         self.slot, self.mask = self.plan.slot.to(weight.device), mask.to(weight)
         self.kept = weight.new_zeros(batch_size, 2, layer.n_heads, self.plan.n_slots + spare, d)
@@ -133,11 +132,12 @@ class _CachedTransformer:
         for layer, cached in zip(self.model.layers, self.attentions):
             x = layer(x, lambda x: cached.fill(x, rows, width, n))
 
-    def params_at(self, t, pixel=None, runs=()): # as in `step`; the pixel before; a run a layer -> [B, n_params]
+    def params_at(self, t, pixel=None, runs=None): # as in `step`; the pixel before; a run a layer -> [B, n_params]
         "The layers of `forward` at one position."
+        if runs is None: runs = [slice(None)] * len(self.attentions)
         x = _at(self.positions, t).expand(self.batch_size, -1)
         if pixel is not None: x = x + self._embed(pixel)
-        for layer, cached, run in zip_longest(self.model.layers, self.attentions, runs, fillvalue=slice(None)):
+        for layer, cached, run in zip(self.model.layers, self.attentions, runs):
             x = layer(x, lambda x: cached.step(x, t, run))
         return self.model.head(self.model.last_norm(x))
 
@@ -212,13 +212,13 @@ class TransformerDecoder(_CachedTransformer):
         super().__init__(model, batch_size, *features)
         self.t = 0
         self.graphs = _Graphs(self.positions, batch_size) if _on_cuda(self.positions) else None
-        self.compiles = not self.graphs # `params_at` is the same for all positions
+        self.compiles = self.positions.device.type == "cpu"
 
     @torch.no_grad()
     def fill(self,
         pixels, # integers [B, n, 3] in 0..255, the first n pixels
     ):
-        "Take many known pixels in one parallel pass; the next `step` takes the pixel after them."
+        "Take known pixels from the first on in one pass, not all; the next `step` takes the pixel after them."
         with unrounded(self.positions): self.keep(pixels)
         self.t = pixels.shape[1] + 1
 
@@ -236,21 +236,22 @@ class TransformerDecoder(_CachedTransformer):
 @lru_cache(4096)
 @torch.inference_mode(False)
 def _ends(start, stop): # of a run of slots -> an empty tensor
-    "The ends of a run as the sizes of a tensor; from 2 on, for 0 and 1 are always compiled as they are."
+    "The ends of a run, told as sizes; 2 is added to both, because sizes of 0 and 1 are never dynamic."
     ends = torch.empty(start + 2, stop + 2, 0)
     torch._dynamo.mark_dynamic(ends, [0, 1])
     return ends
 
-
 # %% ../nbs/11_cached.ipynb #386d041a
-class _BySums(TorchFunctionMode):
-    "Products of a matrix with few vectors as sums, of which a compiler makes loops."
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is not F.linear or args[0].shape[:-1].numel() > 8: return function(*args, **kwargs or {})
-        x, weight, bias = args
-        out = (weight * x.unsqueeze(-2)).sum(-1)
-        return out if bias is None else out + bias
+def _linear(input, weight, bias=None): # as `F.linear`
+    "A linear map, of few vectors as a sum."
+    if input.shape[:-1].numel() > 8: return F.linear(input, weight, bias)
+    out = (weight * input.unsqueeze(-2)).sum(-1)
+    return out if bias is None else out + bias
 
+class _BySums(TorchFunctionMode):
+    "Every linear map inside is `_linear`."
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return (_linear if function is F.linear else function)(*args, **kwargs or {})
 
 # %% ../nbs/11_cached.ipynb #22a19fe2
 _SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
@@ -266,22 +267,29 @@ class CompiledDraws:
         self.inner = decoder.decoder if isinstance(decoder, ToldByRow) else decoder
         self.works = compile and getattr(self.inner, "compiles", False)
 
-    def _at(self, position, pixel, ends): # a tensor [1], the pixel before it, of every layer its `_ends`
+    def _drawn_at(self, position, pixel, ends): # a tensor [1], the pixel before it, `_ends` for every layer
         runs = [slice(start - 2, stop - 2) for start, stop, _ in (e.shape for e in ends)]
-        with _BySums(): return self.draw(self.inner.params_at(position, pixel, runs))
+        with _BySums() if torch.compiler.is_compiling() else nullcontext():
+            params = self.inner.params_at(position, pixel, runs)
+        return self.draw(params)
+
+    def _compiled(self, pixel):
+        "The draw at the decoder's position; raises `RuntimeError` where it cannot be compiled."
+        self.compiled = self.compiled or torch.compile(self._drawn_at, dynamic=False, options=_SAME_DRAWS)
+        runs = [attention.plan.runs[self.inner.t] for attention in self.inner.attentions]
+        pixel = pixel.clone(memory_format=torch.contiguous_format) # other strides are compiled anew
+        with torch._dynamo.config.patch(recompile_limit=64), unrounded(self.inner.positions):
+            return self.compiled(torch.tensor([self.inner.t]), pixel, [_ends(r.start, r.stop) for r in runs])
 
     @torch.no_grad()
     def step(self, pixel=None): # the pixel just fixed, integers [B, 3]; None at the start -> [B, 3]
         "The next pixel."
         if pixel is None or not self.works: return self.draw(self.decoder.step(pixel))
         if self.inner is not self.decoder: self.decoder.take(pixel)
-        try:
-            self.compiled = self.compiled or torch.compile(self._at, dynamic=False, options=_SAME_DRAWS)
-            runs = [attention.plan.runs[self.inner.t] for attention in self.inner.attentions]
-            ends = [_ends(run.start, run.stop) for run in runs]
-            pixel = pixel.clone(memory_format=torch.contiguous_format) # other strides are compiled anew
-            drawn = self.compiled(torch.tensor([self.inner.t]), pixel, ends)
-        except RuntimeError: # there is no compiler
+        try: drawn = self._compiled(pixel)
+        except RuntimeError as e:
+            warnings.warn(f"The steps could not be compiled ({' '.join(str(e).split())[:200]}): "
+                          "sampling goes on without, and slower.")
             self.works = False
             return self.draw(self.inner.step(pixel))
         self.inner.t += 1

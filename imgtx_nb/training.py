@@ -607,7 +607,7 @@ def fit(
         with interrupts() as asked, view.bar:
             train(trainer, history, keeper, data["valid"], _in_any(accelerator, asked), tune, view)
         trainer.scored.load_state_dict(from_main(accelerator, lambda: load_run(run.path)[0].state_dict()))
-        _refuse_foreign(trainer.scored, data)
+        _refuse_own_leak(trainer.scored, data)
         bits = trainer.score(*data["test"])
         about = {"digest": digests, **classes}
         keeper.keep(_write_summary, _summarize(trainer, history, images, about, bits))
@@ -656,14 +656,16 @@ def _trainer(config, data, accelerator): # {split: (images, labels)}
     images, labels = data["train"]
     trainer = Trainer(config, images, accelerator, labels)
     for _, labels in data.values(): trainer.raw.fits(images.shape[1:], labels)
-    _refuse_foreign(trainer.raw, data)
+    if _is_foreign(trainer.raw.likelihood): refuse_false_likelihood(trainer.raw.likelihood, trainer.raw.n_params)
+    _refuse_own_leak(trainer.raw, data)
     return trainer
 
-def _refuse_foreign(model, data): # the package's own models and likelihoods are tested
-    foreign = lambda kind: not kind.__module__.startswith("imgtx_nb.")
-    if foreign(model.likelihood): refuse_false_likelihood(model.likelihood, model.n_params)
+def _is_foreign(kind): return not kind.__module__.startswith("imgtx_nb.") # the package's own are tested
+
+def _refuse_own_leak(model, data): # {split: (images, labels)}
+    if not _is_foreign(type(model)): return
     image, label = (x[:1].to(next(model.parameters()).device) for x in data["train"])
-    if foreign(type(model)): refuse_leak(model, image, *_given(model.observed(image, label)))
+    refuse_leak(model, image, *_given(model.observed(image, label)))
 
 def _claim(run, held):
     run.make(); held.enter_context(run.lock()); run.open() # whoever has the lock notes its parameters
