@@ -227,8 +227,8 @@ class SelfAttention(nn.Module):
 
     def project(self, x, size, at=slice(None)): # [B, N, d_model] -> [B, heads, N, d] three times
         "Queries, keys and values of all heads, at some positions of a picture of size (height, width)."
-        heads = lambda part: part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        q, k, v = map(heads, self.qkv(x).chunk(3, -1))
+        shape = *x.shape[:-1], self.n_heads, -1
+        q, k, v = (part.view(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
         if self.bias is None: return q, k, v
         angles, bias = _kept_angles(*size, q.shape[-1], q.device)[at], self.bias.to(q.dtype)
         return rotate(q + bias[0], angles), rotate(k + bias[1], angles), v

@@ -11,7 +11,7 @@ __all__ = ['CONDITIONS', 'MODELS', 'on_axis', 'scaled', 'unrounded', 'Described'
 import inspect
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import Field, dataclass, is_dataclass
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -40,7 +40,8 @@ def scaled(
 # %% ../nbs/04_autoregressive.ipynb #c7f5e745
 def unrounded(x): # a tensor -> a context
     "Autocast rounds nothing inside."
-    return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 # %% ../nbs/04_autoregressive.ipynb #be76f567
 CONDITIONS = {"label": "imgtx_nb.conditions:Label", "low_res": "imgtx_nb.conditions:LowRes"}

@@ -46,8 +46,8 @@ def _seed_on(device, seed): # that device alone: torch.manual_seed would seed al
 
 # %% ../nbs/17_sampling.ipynb #6865188e
 def _drawn(model, params, temperature): # [B, n_params] -> [B, 3], and -1 where parameters are not finite
-    pixel = model.likelihood(params).tempered(temperature).sample()
-    return torch.where(params.isfinite().all(-1, keepdim=True), pixel, -1)
+    pixel, total = model.likelihood(params).tempered(temperature).sample(), params.sum(-1, keepdim=True)
+    return torch.where(total - total == 0, pixel, -1) # infinity less infinity is no number
 
 # %% ../nbs/17_sampling.ipynb #b5b0cf3d
 @torch.no_grad()
