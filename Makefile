@@ -28,7 +28,7 @@ study: env  ## Run the whole study at scale tiny on photo patches: table and fig
 	@echo; cat $(STUDY)/table1.md; echo; echo "Table, figures and a folder for each run are in $(STUDY)/; study.ipynb shows them all."
 
 benchmark: env  ## Measure training and sampling against the plain way: tables and plots in results/benchmark/
-	@echo "Measuring speed and memory of every model at full size (a quarter of an hour on two quiet cores) ..."
+	@echo "Measuring speed and memory of every model at full size (half an hour on two quiet cores) ..."
 	@mkdir -p results/benchmark
 	@$(BIN)/papermill nbs/benchmark.ipynb results/benchmark/benchmark.ipynb
 	$(BIN)/nbdev_clean --fname results/benchmark

@@ -132,7 +132,7 @@ class _CachedTransformer:
         for layer, cached in zip(self.model.layers, self.attentions):
             x = layer(x, lambda x: cached.fill(x, rows, width, n))
 
-    def params_at(self, t, pixel=None, runs=None): # as in `step`; the pixel before; a run a layer -> [B, n_params]
+    def params_at(self, t, pixel=None, runs=None): # as in `step`; the pixel before; runs -> [B, n_params]
         "The layers of `forward` at one position."
         if runs is None: runs = [slice(None)] * len(self.attentions)
         x = _at(self.positions, t).expand(self.batch_size, -1)
@@ -218,7 +218,7 @@ class TransformerDecoder(_CachedTransformer):
     def fill(self,
         pixels, # integers [B, n, 3] in 0..255, the first n pixels
     ):
-        "Take known pixels from the first on in one pass, not all; the next `step` takes the pixel after them."
+        "Take known pixels from the first on, not all, in one pass; the next `step` takes the one after."
         with unrounded(self.positions): self.keep(pixels)
         self.t = pixels.shape[1] + 1
 

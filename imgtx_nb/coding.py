@@ -304,7 +304,8 @@ def _model_digest(model): # an AutoregressiveModel -> 8 bytes
     model = getattr(model, "_orig_mod", model) # of a compiled one
     usual = stated(type(model)) # a parameter that comes later, at its default, changes no file
     schemes = [str(module.scheme) for module in model.modules() if hasattr(module, "scheme")]
-    unusual = {name: value for name, value in vars(model.settings).items() if name not in usual or value != usual[name].default}
+    unusual = {name: value for name, value in vars(model.settings).items()
+               if name not in usual or value != usual[name].default}
     settings = f"{type(model).__name__} {sorted(unusual.items())} {schemes}"
     state = blake2b(settings.encode(), digest_size=8)
     for name, x in model.state_dict().items():

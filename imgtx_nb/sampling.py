@@ -58,7 +58,7 @@ def grow(
     seed=None,       # of the draws
     condition=None,  # what the model is told, if it needs it
     fixed=None,      # which later pixels are known, bool [B, H * W], and all pixels, [B, H * W, 3]
-    compile=False,   # compile the Transformer's steps on a CPU: worth it from about six calls on
+    compile=False,   # compile the Transformer's steps on a CPU: worth it from about six like calls on
 ):                   # uint8 [B, 3, H, W]
     "Draw the pixels after the given ones; raises `ValueError`, also for weights that are not finite."
     refuse_no_model(model)
@@ -93,7 +93,7 @@ def sample(
     temperature=1.0,      # sharper below 1, flatter above
     seed=None,            # the same seed gives the same images
     condition=None,       # what the model is told, if it needs it: labels, one for all, or low_res
-    compile=False,        # compile the Transformer's steps on a CPU: worth it from about six calls on
+    compile=False,        # compile the Transformer's steps on a CPU: worth it from about six like calls on
 ):                        # uint8 [n, 3, H, W]
     "New images; raises `ValueError` in one sentence."
     n = checked("n", n, int, least=1, most=1_000_000)

@@ -656,8 +656,9 @@ def _trainer(config, data, accelerator): # {split: (images, labels)}
     images, labels = data["train"]
     trainer = Trainer(config, images, accelerator, labels)
     for _, labels in data.values(): trainer.raw.fits(images.shape[1:], labels)
-    if _is_foreign(trainer.raw.likelihood): refuse_false_likelihood(trainer.raw.likelihood, trainer.raw.n_params)
-    _refuse_own_leak(trainer.raw, data)
+    model = trainer.raw
+    if _is_foreign(model.likelihood): refuse_false_likelihood(model.likelihood, model.n_params)
+    _refuse_own_leak(model, data)
     return trainer
 
 def _is_foreign(kind): return not kind.__module__.startswith("imgtx_nb.") # the package's own are tested
