@@ -244,7 +244,7 @@ def _ends(start, stop): # of a run of slots -> an empty tensor
 # %% ../nbs/11_cached.ipynb #386d041a
 def _linear(input, weight, bias=None): # as `F.linear`
     "A linear map, of few vectors as a sum."
-    if input.shape[:-1].numel() > 8: return F.linear(input, weight, bias)
+    if weight.ndim < 2 or input.shape[:-1].numel() > 8: return F.linear(input, weight, bias)
     out = (weight * input.unsqueeze(-2)).sum(-1)
     return out if bias is None else out + bias
 
@@ -255,6 +255,7 @@ class _BySums(TorchFunctionMode):
 
 # %% ../nbs/11_cached.ipynb #22a19fe2
 _SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
+_GUARDS = {"recompile_limit": 64, "skip_nnmodule_hook_guards": False} # many variants; hooks are noticed
 
 class CompiledDraws:
     "Steps of a decoder with the draw after each as one function, compiled where that is possible."
@@ -274,11 +275,12 @@ class CompiledDraws:
         return self.draw(params)
 
     def _compiled(self, pixel):
-        "The draw at the decoder's position; raises `RuntimeError` where it cannot be compiled."
-        self.compiled = self.compiled or torch.compile(self._drawn_at, dynamic=False, options=_SAME_DRAWS)
+        "The draw at the decoder's position; raises several errors where it cannot be compiled as one."
+        self.compiled = self.compiled or torch.compile(self._drawn_at, fullgraph=True, dynamic=False,
+                                                       options=_SAME_DRAWS)
         runs = [attention.plan.runs[self.inner.t] for attention in self.inner.attentions]
         pixel = pixel.clone(memory_format=torch.contiguous_format) # other strides are compiled anew
-        with torch._dynamo.config.patch(recompile_limit=64), unrounded(self.inner.positions):
+        with torch._dynamo.config.patch(_GUARDS), unrounded(self.inner.positions):
             return self.compiled(torch.tensor([self.inner.t]), pixel, [_ends(r.start, r.stop) for r in runs])
 
     @torch.no_grad()
@@ -287,7 +289,7 @@ class CompiledDraws:
         if pixel is None or not self.works: return self.draw(self.decoder.step(pixel))
         if self.inner is not self.decoder: self.decoder.take(pixel)
         try: drawn = self._compiled(pixel)
-        except RuntimeError as e:
+        except (RuntimeError, OSError, torch._dynamo.exc.FailOnRecompileLimitHit) as e:
             warnings.warn(f"The steps could not be compiled ({' '.join(str(e).split())[:200]}): "
                           "sampling goes on without, and slower.")
             self.works = False
