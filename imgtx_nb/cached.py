@@ -8,7 +8,6 @@ __all__ = ['cache_plan', 'CachedAttention', 'on_stream', 'as_graph', 'Transforme
 # %% ../nbs/11_cached.ipynb #2d4bfb1f
 import math
 import warnings
-from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from .autoregressive import ToldByRow, on_axis, unrounded
 from .masks import first_keys, lookback
+from .parameters import reason
 
 # %% ../nbs/11_cached.ipynb #77b17457
 class _Plan(NamedTuple):
@@ -156,6 +156,10 @@ def on_stream(
     now.wait_stream(stream)
     return out.clone()
 
+# %% ../nbs/11_cached.ipynb #2b2c627d
+def _warn_slower(trouble, error, what):
+    warnings.warn(f"{trouble} ({reason(error)}): {what} goes on without, and slower.")
+
 # %% ../nbs/11_cached.ipynb #ea9db6b2
 def as_graph(
     step,   # a function of nothing that returns a tensor, and has run on the stream before
@@ -168,9 +172,7 @@ def as_graph(
     try:
         with torch.cuda.stream(stream), torch.cuda.graph(graph, pool, stream): out = step()
     except RuntimeError as e:
-        why = " ".join(str(e.__context__ or e).split())[:200]
-        warnings.warn(f"A step of {what} could not be recorded as a CUDA graph ({why}): "
-                      f"{what} goes on without, and slower.")
+        _warn_slower(f"A step of {what} could not be recorded as a CUDA graph", e.__context__ or e, what)
         return None
     return graph, out
 
@@ -243,8 +245,9 @@ def _ends(start, stop): # of a run of slots -> an empty tensor
 
 # %% ../nbs/11_cached.ipynb #386d041a
 def _linear(input, weight, bias=None): # as `F.linear`
-    "A linear map, of few vectors as a sum."
-    if weight.ndim < 2 or input.shape[:-1].numel() > 8: return F.linear(input, weight, bias)
+    "A linear map; while compiling, of few vectors as a sum."
+    few = weight.ndim == 2 and input.shape[:-1].numel() <= 8
+    if not few or not torch.compiler.is_compiling(): return F.linear(input, weight, bias)
     out = (weight * input.unsqueeze(-2)).sum(-1)
     return out if bias is None else out + bias
 
@@ -253,10 +256,11 @@ class _BySums(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return (_linear if function is F.linear else function)(*args, **kwargs or {})
 
-# %% ../nbs/11_cached.ipynb #22a19fe2
+# %% ../nbs/11_cached.ipynb #74e4925a
 _SAME_DRAWS = {"fallback_random": True} # random numbers as without compilation
 _GUARDS = {"recompile_limit": 64, "skip_nnmodule_hook_guards": False} # many variants; hooks are noticed
 
+# %% ../nbs/11_cached.ipynb #22a19fe2
 class CompiledDraws:
     "Steps of a decoder with the draw after each as one function, compiled where that is possible."
     def __init__(self,
@@ -270,8 +274,7 @@ class CompiledDraws:
 
     def _drawn_at(self, position, pixel, ends): # a tensor [1], the pixel before it, `_ends` for every layer
         runs = [slice(start - 2, stop - 2) for start, stop, _ in (e.shape for e in ends)]
-        with _BySums() if torch.compiler.is_compiling() else nullcontext():
-            params = self.inner.params_at(position, pixel, runs)
+        with _BySums(): params = self.inner.params_at(position, pixel, runs)
         return self.draw(params)
 
     def _compiled(self, pixel):
@@ -290,8 +293,7 @@ class CompiledDraws:
         if self.inner is not self.decoder: self.decoder.take(pixel)
         try: drawn = self._compiled(pixel)
         except (RuntimeError, OSError, torch._dynamo.exc.FailOnRecompileLimitHit) as e:
-            warnings.warn(f"The steps could not be compiled ({' '.join(str(e).split())[:200]}): "
-                          "sampling goes on without, and slower.")
+            _warn_slower("The steps could not be compiled", e, "sampling")
             self.works = False
             return self.draw(self.inner.step(pixel))
         self.inner.t += 1

@@ -22,7 +22,7 @@ from .autoregressive import evaluating, one_at_a_time, refuse_no_model
 from .conditions import condition_parts
 from .data import as_tensor
 from .logistic_mixture import DiscretizedLogisticMixture
-from .parameters import checked, stated
+from .parameters import checked, reason, stated
 from .processor import flush_denormals
 from .progress import Bar
 from .runs import hardware
@@ -185,7 +185,7 @@ def _decoder(model, batch_size, condition):
     "The model's decoder; raises `ValueError` if there is no memory for it."
     try: return model.decoder(batch_size, condition)
     except (RuntimeError, MemoryError) as e:
-        why, size = " ".join(str(e).split())[:200], " x ".join(map(str, model.image_shape[1:]))
+        why, size = reason(e), " x ".join(map(str, model.image_shape[1:]))
         raise ValueError(f"There is no decoder for {batch_size} images of {size} pixels ({why}): "
                          "write with a smaller batch_size, or smaller images.") from None
 

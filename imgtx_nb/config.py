@@ -179,7 +179,8 @@ _Parameters = make_dataclass("_Parameters", [_as_field(*item) for item in parame
 
 # %% ../nbs/14_config.ipynb #b537f10c
 def _grown(cls): # RunConfig -> the same class, or the subclass with all parameters that there are now
-    new = tuple(name for name in parameters() if name not in stated(cls))
+    known = stated(cls)
+    new = tuple(name for name in parameters() if name not in known)
     return _with(cls, new) if new else cls
 
 @lru_cache

@@ -312,7 +312,8 @@ def refuse_false_likelihood(
     params = torch.randn(4, n_params, generator=generator, dtype=torch.float64)
     pixels = torch.randint(0, 256, (4, 3), generator=generator)
     try:
-        d, log_prob = kind(params), kind(params).log_prob(pixels)
+        d = kind(params)
+        log_prob = d.log_prob(pixels)
         with torch.random.fork_rng([]): drawn = d.tempered(.5).sample()
         pmf = torch.stack([d.pmf(channel, pixels[:, :channel]) for channel in range(3)], 1)
         product = pmf.gather(-1, pixels[..., None])[..., 0].log().sum(-1)

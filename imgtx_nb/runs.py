@@ -32,7 +32,7 @@ import imgtx_nb
 from .autoregressive import one_at_a_time
 from .config import build_model, config_from, differing
 from .data import find_path, from_root
-from .parameters import checked
+from .parameters import checked, reason
 
 # %% ../nbs/15_runs.ipynb #1c4d4a79
 def write_whole(
@@ -48,7 +48,7 @@ def write_whole(
     except (OSError, RuntimeError, SafetensorError) as e:
         if part.is_file(): part.unlink()
         raise OSError(
-            f"{path} could not be written ({' '.join(str(e).split())[:200]}): make room or choose another "
+            f"{path} could not be written ({reason(e)}): make room or choose another "
             "results_dir; what was written before is whole, "
             "and the same command goes on from there.") from None
 
@@ -364,7 +364,7 @@ def load_run(
     try: model = _with_weights(config, path/"model.safetensors")
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"{path/'model.safetensors'} does not hold the weights of this run "
-                         f"({' '.join(str(e).split())[:200]}): bring the file back, or train the run again."
+                         f"({reason(e)}): bring the file back, or train the run again."
                          ) from None
     return model.eval(), config
 

@@ -29,7 +29,7 @@ from .conditions import condition_parts
 from .config import RunConfig, build_model, config_from, differing, model_title, refuse_small
 from .data import as_images, as_tensor, class_names, digest, load_images, load_splits
 from .logistic_mixture import refuse_false_likelihood
-from .parameters import checked
+from .parameters import checked, reason
 from .processor import bfloat16_is_faster, flush_denormals, keep_heap, quick_threads
 from .progress import Bar, Stopped, duration, handled, say
 from .runs import (RunFolder, checkpoints, commit, forget_outcome, hardware, has_weights,
@@ -698,7 +698,7 @@ def _resume(trainer, history, keeper):
     except torch.OutOfMemoryError: raise
     except (KeyError, TypeError, RuntimeError, ValueError) as e:
         raise ValueError(f"{keeper.path} holds a checkpoint of another model of this name, or a damaged one "
-                         f"({' '.join(str(e).split())[:100]}): choose another run_name, or remove the folder."
+                         f"({reason(e, 100)}): choose another run_name, or remove the folder."
                          ) from None
     if math.isfinite(history.best) and not from_main(trainer.accelerator, lambda: has_weights(keeper.path)):
         trainer.load_state_dict(from_main(trainer.accelerator, lambda: _with_best(keeper.path)["trainer"]))
